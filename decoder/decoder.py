@@ -1,0 +1,137 @@
+"""P(x | z_i, y): a diffusion model that draws a picture for a CLIP image embedding and, optionally, its caption."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unclip.checkpoint import Part
+from unclip.config import Config
+from unclip.diffusion.denoiser import Denoiser, Predicts, Weighting
+from unclip.diffusion.guidance import classifier_free, threshold
+from unclip.diffusion.samplers import ddim_invert, run
+from unclip.diffusion.schedule import ScheduleConfig, spaced
+from unclip.nn.unet import UNetConfig
+from unclip.randomness import Noise
+from unclip.types import Cond, Denoise, Losses, Sampling
+
+from .network import DecoderNetwork
+from .text_encoder import TextEncoderConfig
+
+
+class DecoderConfig(Config, frozen=True, kw_only=True):
+    image_size: int = 64
+    unet: UNetConfig
+    embed_dim: int  # of the CLIP image embedding
+    embedding: Literal["unit", "raw"] = "unit"
+    image_tokens: int = 4
+    text: TextEncoderConfig | None = None  # None = conditioned on the embedding alone
+    schedule: ScheduleConfig = ScheduleConfig()
+    predicts: Predicts = "eps"
+    variance: Literal["fixed", "learned"] = "learned"
+    weighting: Weighting = "none"
+    image_drop: float = 0.1
+    text_drop: float = 0.5
+    sampling: Sampling = Sampling(sampler="ddpm", steps=250, variance="learned", threshold="static")
+
+    def __post_init__(self) -> None:
+        expected = 6 if self.variance == "learned" else 3
+        if (self.unet.in_channels, self.unet.out_channels) != (3, expected):
+            raise ValueError(
+                f"with variance {self.variance!r} the UNet has in_channels 3 and out_channels {expected}, "
+                f"not {self.unet.in_channels} and {self.unet.out_channels}"
+            )
+        if self.unet.context_width is None:
+            raise ValueError("a decoder's UNet needs context_width: the embedding enters as extra context tokens")
+        if self.sampling.variance == "learned" and self.variance == "fixed":
+            raise ValueError("sampling asks for the learned variance, but the decoder's variance is 'fixed'")
+
+
+class Decoder(Part[DecoderConfig]):
+    """unCLIP 2.1: GLIDE with the embedding as four extra context tokens and an addition to the timestep embedding."""
+
+    config_class = DecoderConfig
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.schedule = config.schedule.build()
+        self.network = DecoderNetwork(config)
+        self.denoiser = Denoiser(self.network, self.schedule, config.predicts, config.variance == "learned")
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses:
+        """Denoising loss per picture; the embedding is dropped in 10 % of them and, independently, the caption in 50 %."""
+        self._check(cond, len(images))
+        drops = noise.at("drop").uniform((2,)).to(images.device)
+        encoded = self.network.encode(
+            cond,
+            len(images),
+            drop_image=drops[:, 0] < self.config.image_drop,
+            drop_text=drops[:, 1] < self.config.text_drop,
+        )
+        t = noise.at("t").integers(1, self.schedule.T + 1)
+        eps = noise.at("eps").normal(images.shape[1:]).to(images.device)
+        return self.denoiser.loss(images, t, eps, encoded, self.config.weighting)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Cond,
+        *,
+        noise: Noise,
+        x_t: Tensor | None = None,
+        t: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Draw one picture per noise stream.  `x_t` (b, 3, h, w) at timestep `t` starts there instead of at pure noise."""
+        sampling = sampling or self.config.sampling
+        if x_t is None:
+            t, x_t = None, noise.at("x_T").normal((3, self.config.image_size, self.config.image_size))
+        denoise = self.denoise(cond, len(x_t), sampling)
+        x = x_t.to(self.device, torch.float32)
+        return run(denoise, x, self.schedule, sampling, noise=noise.at("steps"), t=t).clamp(-1, 1)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        cond: Cond,
+        *,
+        steps: int | str | tuple[int, ...] = 250,
+        refine: int = 3,
+    ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, ...]]:
+        """DDIM inversion at guidance 1: x_t and the timesteps, descending from where x_t lives, that lead back (ADM App. F).
+
+        An eps-predicting decoder stops at the last listed timestep below T, where one step multiplies errors least.
+        """
+        timesteps = spaced(self.schedule.T, steps)
+        if self.config.predicts == "eps" and timesteps[0] == self.schedule.T:
+            timesteps = timesteps[1:]
+        back = tuple(t for t in timesteps if t > 0)
+        denoise = self.denoise(cond, len(images), Sampling())
+        x_t, _ = ddim_invert(denoise, images.to(self.device, torch.float32), self.schedule, back, refine=refine)
+        return x_t, back
+
+    def denoise(self, cond: Cond, count: int, sampling: Sampling) -> Denoise:
+        """The conditions bound, guided and thresholded as `sampling` says: (x_t, t) -> Prediction."""
+        self._check(cond, count)
+        encoded, null = self.network.encode(cond, count), None
+        if sampling.guidance != 1:
+            null = self.network.encode(Cond(), 1)
+        guided = classifier_free(self.denoiser, encoded, null, sampling.guidance, sampling.interval)
+        return threshold(guided, self.schedule, sampling.threshold)
+
+    def _check(self, cond: Cond, count: int) -> None:
+        takes = "image_embed" if self.config.text is None else "image_embed and text"
+        for name in ("label", "known") + (("text",) if self.config.text is None else ()):
+            if getattr(cond, name) is not None:
+                raise ValueError(f"this decoder was not built for the condition {name!r}; it takes {takes}")
+        embed = cond.image_embed
+        if embed is not None and embed.shape != (count, self.config.embed_dim):
+            raise ValueError(
+                f"the decoder expects image embeddings of shape ({count}, {self.config.embed_dim}), got {tuple(embed.shape)}: "
+                "were they made by another CLIP?"
+            )

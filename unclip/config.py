@@ -1,0 +1,63 @@
+"""The base of every config: a frozen value, strict on the way in, JSON on the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record of settings.  Subclasses repeat `frozen=True, kw_only=True` and check themselves in `__post_init__`."""
+
+    def to_json(self) -> str:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls: type[C], text: str | bytes, source: str = "config") -> C:
+        """Read a config; an unknown, missing or mistyped field is a ValueError that names it by path."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise ValueError(f"{source} is no {cls.__name__}: {error}{_known(cls, str(error))}") from None
+
+    @classmethod
+    def load(cls: type[C], path: str | Path) -> C:
+        return cls.from_json(Path(path).read_bytes(), source=str(path))
+
+    def replace(self: C, **changes: Any) -> C:
+        """A copy with some fields changed, checked like a new one.  `config.replace(lr=1e-4)`."""
+        unknown = sorted(set(changes) - set(self.__struct_fields__))
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.__struct_fields__)}")
+        return msgspec.structs.replace(self, **changes)
+
+    def override(self: C, *settings: str) -> C:
+        """Apply command-line settings such as `train.steps=500` or `unet.multiple=[1,2]`; values are JSON, bare words strings."""
+        tree = msgspec.to_builtins(self)
+        for setting in settings:
+            path, equals, value = setting.partition("=")
+            if not equals:
+                raise ValueError(f"cannot read the setting {setting!r}: write name=value, for instance steps=500")
+            node, names = tree, path.split(".")
+            for depth, name in enumerate(names):
+                if not isinstance(node, dict) or name not in node:
+                    known = ", ".join(node) if isinstance(node, dict) else "no fields"
+                    raise ValueError(f"{type(self).__name__} has no setting {path!r}: in place of {name!r} it has {known}")
+                if depth < len(names) - 1:
+                    node = node[name]
+            try:
+                node[name] = msgspec.json.decode(value)
+            except msgspec.DecodeError:
+                node[name] = value
+        return type(self).from_json(msgspec.json.encode(tree), source=f"{type(self).__name__} with {' '.join(settings)}")
+
+
+def _known(cls: type[Config], message: str) -> str:
+    """Unknown keys are mostly typos, so the message lists what there is."""
+    if "unknown field" not in message:
+        return ""
+    return f" ({cls.__name__} has {', '.join(cls.__struct_fields__)})"

@@ -1,0 +1,79 @@
+"""From a raw network output to x0 and eps, and the training loss of a denoiser."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from unclip.diffusion.schedule import NoiseSchedule
+from unclip.diffusion.variance import vlb_terms
+from unclip.types import Losses, Prediction
+
+Predicts = Literal["x0", "eps", "v"]
+Weighting = Literal["none", "min_snr"]
+
+
+class Network(Protocol):
+    """A raw network: x_t (b, ...), t (b) int, an encoded condition -> (b, ...), with twice the channels for learned variance."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor: ...
+
+
+class Denoiser:
+    """Reads a network's output as x0, eps or v: `denoiser(x_t, t, cond) -> Prediction` in float32."""
+
+    def __init__(self, net: Network, schedule: NoiseSchedule, predicts: Predicts, learned_variance: bool = False):
+        self.net, self.schedule, self.predicts, self.learned_variance = net, schedule, predicts, learned_variance
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Prediction:
+        output, mix = self.net(x_t, t, cond).float(), None
+        if self.learned_variance:
+            output, mix = output.chunk(2, dim=1)
+        x_t = x_t.float()
+        alpha, sigma = self.schedule.at(t, x_t)
+        if self.predicts == "x0":
+            return Prediction(output, (x_t - alpha * output) / sigma, mix)
+        if self.predicts == "eps":
+            return Prediction((x_t - sigma * output) / alpha, output, mix)
+        return Prediction(alpha * x_t - sigma * output, sigma * x_t + alpha * output, mix)  # v = alpha eps - sigma x0
+
+    def loss(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        cond: Any = None,
+        weighting: Weighting = "none",
+        discretised: bool = True,
+    ) -> Losses:
+        """Squared error of what the network predicts, weighted, plus the variational term of a learned variance.
+
+        x0, eps: (b, ...); t: (b) in 1..T.  `discretised`: x0 are 8-bit pixels scaled to [-1, 1].  Losses per sample.
+        """
+        alpha, sigma = self.schedule.at(t, x0)
+        prediction = self(alpha * x0 + sigma * eps, t, cond)
+        target = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[self.predicts]
+        guess = {"x0": prediction.x0, "eps": prediction.eps, "v": alpha * prediction.eps - sigma * prediction.x0}
+        mse = mse_loss(guess[self.predicts], target, reduction="none").flatten(1).mean(1)
+        total = mse * loss_weight(self.schedule, t, self.predicts, weighting).to(mse)
+        terms = {"mse": mse.detach()}
+        if prediction.variance_mix is not None:
+            # Learned variances get their own term only: the mean is held fixed in it (Improved DDPM, L_hybrid).
+            # In bits per dimension times T / 1000 this equals lambda = 0.001 of the full bound at T = 1000.
+            fixed_mean = prediction._replace(x0=prediction.x0.detach(), eps=prediction.eps.detach())
+            vlb = vlb_terms(self.schedule, x0, alpha * x0 + sigma * eps, t, fixed_mean, discretised)
+            total = total + vlb * self.schedule.T / 1000
+            terms["vlb"] = vlb.detach()
+        return Losses(total, t, terms)
+
+
+def loss_weight(schedule: NoiseSchedule, t: Tensor, predicts: Predicts, weighting: Weighting, gamma: float = 5.0) -> Tensor:
+    """Weight (b) on the squared error of the prediction target; min-SNR-gamma (Hang et al. 2023)."""
+    if weighting == "none":
+        return torch.ones(len(t))
+    snr = schedule.snr(t)
+    capped = snr.clamp(max=gamma)
+    return {"x0": capped, "eps": capped / snr, "v": capped / (snr + 1)}[predicts].float()

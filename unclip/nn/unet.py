@@ -1,0 +1,202 @@
+"""The ADM / GLIDE UNet: residual blocks modulated by an embedding, attention over pixels and context in one softmax.
+
+It knows x, one embedding vector per picture and context tokens; who made them is the stage's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import (
+    avg_pool2d,
+    interpolate,
+    pixel_shuffle,
+    pixel_unshuffle,
+    scaled_dot_product_attention,
+    silu,
+)
+
+from unclip.config import Config
+
+Resample = Literal["none", "down", "up"]
+Layers = Iterator[Tensor] | None  # context keys and values, one per attention layer, in the order of use
+
+
+class UNetConfig(Config, frozen=True, kw_only=True):
+    in_channels: int = 3
+    out_channels: int = 3
+    channels: int = 192
+    depth: int = 3  # residual blocks per level
+    multiple: tuple[int, ...] = (1, 2, 3, 4)  # channels of each level, the first at full resolution
+    attention: tuple[int, ...] = ()  # levels with attention; the middle has it when any level does
+    head_channels: int = 64
+    dropout: float = 0.0
+    patch: int = 1  # space-to-depth at the input and back at the output; 1 in the paper
+    embed_channels: int | None = None  # width of `emb`; None = 4 * channels
+    context_width: int | None = None  # width of the context tokens; None = no context
+    modulation: Literal["scale_shift", "add"] = "scale_shift"  # AdaGN, or the embedding added
+
+    def __post_init__(self) -> None:
+        if self.channels % 32:
+            raise ValueError(f"channels is {self.channels}; group norm has 32 groups, so it must be a multiple of 32")
+        if self.patch < 1 or self.depth < 1 or not self.multiple:
+            raise ValueError("a UNet needs patch >= 1, depth >= 1 and at least one level in multiple")
+        if any(not 0 <= level < len(self.multiple) for level in self.attention):
+            raise ValueError(f"attention names levels of multiple, 0 to {len(self.multiple) - 1}; got {self.attention}")
+        widths = {self.channels * self.multiple[level] for level in self.attention}
+        if self.attention:
+            widths.add(self.channels * self.multiple[-1])
+        if any(width % self.head_channels for width in widths):
+            raise ValueError(f"attention widths {sorted(widths)} must be multiples of head_channels {self.head_channels}")
+        if self.context_width is not None and not self.attention:
+            raise ValueError("context enters through attention: name the levels with attention, or drop context_width")
+
+    @property
+    def emb(self) -> int:
+        return self.embed_channels or 4 * self.channels
+
+
+class UNet(nn.Module):
+    """(x, emb, context) -> output of x's size.  h and w must divide by `multiple_of`."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.multiple_of = config.patch * 2 ** (len(config.multiple) - 1)
+        widths = [config.channels * m for m in config.multiple]
+
+        def block(width_in: int, width: int, level: int | None, resample: Resample = "none") -> Block:
+            attends = bool(config.attention) if level is None else level in config.attention
+            return Block(config, width_in, width, attends and resample == "none", resample)
+
+        width = widths[0]
+        self.input = nn.Conv2d(config.in_channels * config.patch**2, width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips = [width]
+        for level, target in enumerate(widths):
+            for _ in range(config.depth):
+                self.down.append(block(width, target, level))
+                width = target
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down.append(block(width, width, level, "down"))
+                skips.append(width)
+        self.middle = nn.ModuleList([block(width, width, None), Block(config, width, width, False)])
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(config.depth + 1):
+                self.up.append(block(width + skips.pop(), target, level))
+                width = target
+            if level > 0:
+                self.up.append(block(width, width, level, "up"))
+        self.norm = nn.GroupNorm(32, width)
+        self.output = zero(nn.Conv2d(width, config.out_channels * config.patch**2, 3, padding=1))
+
+    def encode_context(self, context: Float[Tensor, "b l c"]) -> list[Tensor]:
+        """Keys and values of the context for every attention layer, once per picture: list of (b, l, 2 width)."""
+        return [block.attention.context(context) for block in self._blocks() if block.attention is not None]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: list[Tensor] | None = None,
+        mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b o h w"]:
+        """`context` comes from `encode_context`; `mask` (b, l) is True where a context token is real."""
+        if x.shape[-1] % self.multiple_of or x.shape[-2] % self.multiple_of:
+            raise ValueError(f"height and width must be multiples of {self.multiple_of}; got {x.shape[-2]}x{x.shape[-1]}")
+        layers = iter(context) if context is not None else None
+        x = self.input(pixel_unshuffle(x, self.config.patch))
+        emb = silu(emb)
+        skips = [x]
+        for block in self.down:
+            x = block(x, emb, layers, mask)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, emb, layers, mask)
+        for block in self.up:
+            if block.resample == "none":
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, emb, layers, mask)
+        return pixel_shuffle(self.output(silu(self.norm(x))), self.config.patch)
+
+    def _blocks(self) -> list[Block]:
+        return [block for part in (self.down, self.middle, self.up) for block in part]  # type: ignore[misc]
+
+
+class Block(nn.Module):
+    """Residual block (BigGAN resampling, AdaGN), then attention where the level has it (ADM 3)."""
+
+    def __init__(self, config: UNetConfig, width_in: int, width: int, attends: bool, resample: Resample = "none"):
+        super().__init__()
+        self.resample, self.modulation = resample, config.modulation
+        self.norm1 = nn.GroupNorm(32, width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.emb = nn.Linear(config.emb, (2 if config.modulation == "scale_shift" else 1) * width)
+        self.norm2 = nn.GroupNorm(32, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = zero(nn.Conv2d(width, width, 3, padding=1))
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+        self.attention = Attention(width, config.head_channels, config.context_width) if attends else None
+
+    def forward(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None = None) -> Tensor:
+        """`emb` comes with SiLU applied; `layers` yields this attention's context keys and values."""
+        h = silu(self.norm1(x))
+        if self.resample != "none":  # on both branches, in the main one before its first convolution
+            resample = _double if self.resample == "up" else _halve
+            x, h = resample(x), resample(h)
+        h = self.conv1(h)
+        shift = self.emb(emb)[:, :, None, None]
+        if self.modulation == "scale_shift":
+            scale, shift = shift.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + shift)
+        h = self.skip(x) + self.conv2(self.dropout(silu(h)))
+        if self.attention is None:
+            return h
+        return self.attention(h, None if layers is None else next(layers), mask)
+
+
+class Attention(nn.Module):
+    """Pixels attend to context tokens and pixels in one softmax (GLIDE 2.1); context keys come first."""
+
+    def __init__(self, width: int, head_channels: int, context_width: int | None):
+        super().__init__()
+        self.head_channels = head_channels
+        self.norm = nn.GroupNorm(32, width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.context = nn.Linear(context_width, 2 * width) if context_width is not None else None
+        self.proj = zero(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (b, h w, width)
+        bias = None
+        if context is not None:
+            context_k, context_v = context.to(k.dtype).chunk(2, dim=-1)
+            k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
+            if mask is not None:  # (b, l) over the context; pixels are always visible
+                bias = nn.functional.pad(mask, (0, h * w), value=True)[:, None, None, :]
+        q, k, v = (y.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for y in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (b, heads, h w, head_channels)
+        return x + self.proj(out.permute(0, 1, 3, 2).reshape(b, -1, h, w))
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The same layer with all weights zero: a residual branch that starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _halve(x: Tensor) -> Tensor:
+    return avg_pool2d(x, 2)
+
+
+def _double(x: Tensor) -> Tensor:
+    return interpolate(x, scale_factor=2, mode="nearest")

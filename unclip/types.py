@@ -1,0 +1,205 @@
+"""The values that travel between the parts, and the contracts that the parts keep.
+
+Conventions at every public border: images are float (b, 3, h, w) in [-1, 1]; image and text embeddings are CLIP's raw projected
+vectors (b, d), not normalised; timesteps are int64 (b) in 1..T on the CPU (t = 0 is clean data and is never fed to a network);
+masks are True where there is something real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unclip.config import Config
+from unclip.randomness import Noise
+
+Tree = TypeVar("Tree")
+
+
+class Text(NamedTuple):
+    """A batch of captions as a text encoder sees them."""
+
+    strings: list[str]
+    tokens: Int[Tensor, "b l"]
+    embed: Float[Tensor, "b d"]  # pooled and projected, CLIP's z_t
+    states: Float[Tensor, "b l w"]  # per token, after the final norm
+    mask: Bool[Tensor, "b l"]  # True = real token, start and end tokens included
+
+
+class Cond(NamedTuple):
+    """What a decoder or upsampler may be conditioned on.  None = that part's null; a part refuses what it was not built for."""
+
+    image_embed: Float[Tensor, "b d"] | None = None
+    text: Text | None = None
+    label: Int[Tensor, " b"] | None = None
+    known: tuple[Float[Tensor, "b 3 h w"], Bool[Tensor, "b 1 h w"]] | None = None  # (images, keep), keep True = pixel is kept
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says at (x_t, t), in float32: x_t = alpha_t x0 + sigma_t eps."""
+
+    x0: Tensor
+    eps: Tensor
+    variance_mix: Tensor | None = None  # network output o of the learned variance, v = (o + 1) / 2
+    score: Tensor | None = None  # gradient of a guidance function, added by the samplers
+
+
+Denoise = Callable[[Tensor, Tensor], Prediction]  # (x_t, t (b) int in 1..T) -> Prediction
+
+
+class Losses(NamedTuple):
+    """Per-sample losses.  `total` is minimised; `terms` are logged; `t` lets the loop log by timestep quartile."""
+
+    total: Float[Tensor, " b"]
+    t: Int[Tensor, " b"] | None
+    terms: dict[str, Float[Tensor, " b"]]
+
+
+class Batch(NamedTuple):
+    """One training batch.  A task reads the fields it needs and refuses a batch that lacks them."""
+
+    keys: list[str]
+    images: Float[Tensor, "b 3 h w"] | None = None
+    captions: list[str] | None = None
+    image_embed: Float[Tensor, "b d"] | None = None
+    text: Text | None = None
+
+
+class Sampling(Config, frozen=True, kw_only=True):
+    """How a part samples: a value, saved with each part as its default."""
+
+    sampler: Literal["ddpm", "ddim", "dpmpp_2m"] = "ddim"
+    # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
+    steps: int | str | tuple[int, ...] = 50
+    guidance: float = 1.0  # 1 = off
+    interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
+    eta: float = 0.0  # ddim only
+    variance: Literal["small", "large", "learned", "analytic"] = "small"  # ddpm only
+    # None, "static" (clip x0 to the part's range) or the quantile of dynamic thresholding, for instance 0.995.
+    threshold: Literal["static"] | float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, int) and not 1 <= self.steps:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"eta is {self.eta}; it must be at least 0 (0 = deterministic, 1 = as noisy as ddpm)")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is {self.eta}, but only the sampler 'ddim' has one; the sampler is {self.sampler!r}")
+        if isinstance(self.threshold, float) and not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; the quantile of dynamic thresholding lies in (0, 1]")
+        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
+
+
+@runtime_checkable
+class ImageTextEncoder(Protocol):
+    """A CLIP-like pair of encoders into one space.  Embeddings are raw: projected, not normalised."""
+
+    embed_dim: int
+    image_size: int
+
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
+
+    def encode_text(self, captions: list[str]) -> Text: ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """P(z_i | y): draws CLIP image embeddings for captions."""
+
+    def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
+
+    def sample(
+        self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None
+    ) -> Float[Tensor, "b n d"]: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """P(x | z_i, y): draws images for embeddings."""
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses: ...
+
+    def sample(
+        self,
+        cond: Cond,
+        *,
+        noise: Noise,
+        x_t: Tensor | None = None,
+        t: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> Float[Tensor, "b 3 h w"]: ...
+
+
+@runtime_checkable
+class Upsampler(Protocol):
+    """P(x_high | x_low): multiplies the resolution by `scale`."""
+
+    scale: int
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond | None = None, *, noise: Noise) -> Losses: ...
+
+    def sample(
+        self,
+        low_res: Float[Tensor, "b 3 h w"],
+        cond: Cond | None = None,
+        *,
+        noise: Noise,
+        sampling: Sampling | None = None,
+    ) -> Tensor: ...
+
+
+class Task(nn.Module):
+    """A module from batch to losses: what the training loop trains.  Frozen teachers live here, outside `model`."""
+
+    model: nn.Module
+
+    def forward(self, batch: Batch, noise: Noise) -> Losses:
+        raise TypeError(f"{type(self).__name__} must define forward(batch, noise) -> Losses")
+
+    def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"] | None:
+        """Pictures for the grid that the loop saves at intervals; None = this task draws none."""
+        return None
+
+
+def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """Of n drawn image embeddings keep the one with the largest z_i . z_t (unCLIP 2.2), each taken at unit length."""
+    unit = nn.functional.normalize(embeds.float(), dim=-1)
+    scores = torch.einsum("bnd,bd->bn", unit, text_embed.float())
+    return embeds[torch.arange(len(embeds)), scores.argmax(1)]
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """Apply `function` to the tensors of equally built tuples, lists, dicts and NamedTuples; None and strings stay."""
+    first: Any = tree
+    if isinstance(first, Tensor):
+        return function(first, *others)
+    if isinstance(first, dict):
+        return type(first)((k, tree_map(function, v, *(o[k] for o in others))) for k, v in first.items())  # type: ignore
+    if isinstance(first, (list, tuple)):
+        rows = [tree_map(function, *row) for row in zip(first, *others)]  # type: ignore
+        return type(first)(*rows) if hasattr(first, "_fields") else type(first)(rows)
+    return tree
+
+
+def move(tree: Tree, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tree:
+    """The same tree on another device; floating tensors also in another type."""
+
+    def one(x: Tensor) -> Tensor:
+        return x.to(device, dtype if dtype and x.is_floating_point() else None, non_blocking=True)
+
+    return tree_map(one, tree)
+
+
+def require(batch: Batch, names: Sequence[str], task: str) -> None:
+    """Raise a ValueError when the batch lacks a field that the task needs."""
+    missing = [name for name in names if getattr(batch, name) is None]
+    if missing:
+        has = [name for name in batch._fields if getattr(batch, name) is not None]
+        raise ValueError(f"{task} needs batches with {', '.join(names)}; this one has only {', '.join(has)}")
