@@ -60,6 +60,8 @@ class Decoder(Part[DecoderConfig]):
         self.config = config
         self.schedule = config.schedule.build()
         self.network = DecoderNetwork(config)
+        self.image_size = config.image_size
+        self.takes = ("image_embed",) if config.text is None else ("image_embed", "text")
         self.denoiser = Denoiser(self.network, self.schedule, config.predicts, config.variance == "learned")
 
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses:
@@ -124,11 +126,14 @@ class Decoder(Part[DecoderConfig]):
         guided = classifier_free(self.denoiser, encoded, null, sampling.guidance, sampling.interval)
         return threshold(guided, self.schedule, sampling.threshold)
 
+    def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]:
+        """The timesteps that `sample` visits, descending; pure noise lives at the first."""
+        return spaced(self.schedule.T, (sampling or self.config.sampling).steps)
+
     def _check(self, cond: Cond, count: int) -> None:
-        takes = "image_embed" if self.config.text is None else "image_embed and text"
-        for name in ("label", "known") + (("text",) if self.config.text is None else ()):
-            if getattr(cond, name) is not None:
-                raise ValueError(f"this decoder was not built for the condition {name!r}; it takes {takes}")
+        for name in cond._fields:
+            if getattr(cond, name) is not None and name not in self.takes:
+                raise ValueError(f"this decoder was not built for the condition {name!r}; it takes {', '.join(self.takes)}")
         embed = cond.image_embed
         if embed is not None and embed.shape != (count, self.config.embed_dim):
             raise ValueError(

@@ -60,6 +60,9 @@ class TextEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b l w"], Bool[Tensor, "b l"]]:
         if text is not None and len(text.mask) != count:
             raise ValueError(f"{count} pictures but {len(text.mask)} captions: give one caption for each picture")
+        if text is not None:
+            blank = text.blank.to(self.to_emb.weight.device)
+            drop = blank if drop is None else drop | blank
         return (self._tokens if self.config.kind == "tokens" else self._clip_states)(text, count, drop)
 
     def _tokens(self, text: Text | None, count: int, drop: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """A copy with some fields changed, checked like a new one.  `config.replace(lr=1e-4)`."""
         unknown = sorted(set(changes) - set(self.__struct_fields__))
         if unknown:
-            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.__struct_fields__)}")
+            known = ", ".join(self.__struct_fields__)
+            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {known}")
         return msgspec.structs.replace(self, **changes)
 
     def override(self: C, *settings: str) -> C:

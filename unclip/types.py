@@ -29,6 +29,20 @@ class Text(NamedTuple):
     states: Float[Tensor, "b l w"]  # per token, after the final norm
     mask: Bool[Tensor, "b l"]  # True = real token, start and end tokens included
 
+    @property
+    def blank(self) -> Bool[Tensor, " b"]:
+        """True where there is no caption: every part reads that as its null."""
+        return torch.tensor([not string.strip() for string in self.strings], device=self.embed.device)
+
+    def repeat(self, n: int) -> Text:
+        """Each caption n times, caption-major: (b, ...) -> (b*n, ...)."""
+        tensors = (x.repeat_interleave(n, dim=0) for x in self[1:])
+        return Text([string for string in self.strings for _ in range(n)], *tensors)
+
+    def rows(self, rows: slice) -> Text:
+        """Some of the captions."""
+        return Text(self.strings[rows], *(x[rows] for x in self[1:]))
+
 
 class Cond(NamedTuple):
     """What a decoder or upsampler may be conditioned on.  None = that part's null; a part refuses what it was not built for."""
@@ -83,7 +97,7 @@ class Sampling(Config, frozen=True, kw_only=True):
     threshold: Literal["static"] | float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, int) and not 1 <= self.steps:
+        if isinstance(self.steps, int) and not self.steps >= 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
@@ -123,6 +137,11 @@ class Prior(Protocol):
 @runtime_checkable
 class Decoder(Protocol):
     """P(x | z_i, y): draws images for embeddings."""
+
+    image_size: int
+    takes: tuple[str, ...]  # the fields of Cond that it was built for
+
+    def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]: ...
 
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses: ...
 

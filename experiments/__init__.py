@@ -1,0 +1,1 @@
+"""Recipes, data and figures of this project; not installed."""

@@ -1,0 +1,115 @@
+"""From run folders to the shipped pipeline.
+
+    python -m experiments.emoji.ship embed RUNS                   # the trained CLIP's answers, which the other stages train on
+    python -m experiments.emoji.ship assemble RUNS DEST           # averaged weights in float16, with provenance
+
+RUNS holds the run folders clip, prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need not have
+ended: the newest complete state of each is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.emoji import source
+from experiments.emoji.data import EmojiData
+from experiments.recipes import find
+from experiments.recipes.emoji import embeddings_path
+from prior import DiffusionPrior
+from unclip import __version__
+from unclip.data.embeddings import Embeddings, precompute
+from unclip.pipeline import UnCLIP
+from unclip.randomness import Noise
+from unclip.training import load_ema
+
+STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+
+
+def load(runs: Path, stage: str) -> Any:
+    """The part of a recipe's run, with its averaged weights."""
+    task, _ = find(f"emoji.{stage}").build()
+    task.model.load_state_dict(load_ema(runs / stage))
+    return task.model.eval()
+
+
+def embed(runs: Path) -> Embeddings:
+    """All 3,664 pictures and captions, held-out ones too: the training splits leave those out by key."""
+    path = embeddings_path()
+    return precompute(load(runs, "clip"), EmojiData("all", 64), path)
+
+
+def assemble(runs: Path, dest: Path) -> None:
+    parts = {stage: load(runs, stage) for stage in STAGES}
+    measure(parts["prior"])
+    pipe = UnCLIP(
+        parts["clip"],
+        parts["prior"],
+        parts["decoder"],
+        [parts["upsampler_256"], parts["upsampler_1024"]],
+        candidates=2,
+        name="emoji",
+        provenance=provenance(runs),
+    )
+    pipe.save_pretrained(dest, torch.float16)
+
+
+def measure(prior: DiffusionPrior, n: int = 512) -> None:
+    """The analytic variance at every timestep, so that any number of steps may be sampled, on n training captions."""
+    data = EmojiData("train", 64, embeddings=embeddings_path())
+    assert data.embeddings is not None
+    some = data.embeddings.select(data.keys[:: len(data) // n][:n])
+    assert some.text is not None
+    prior.measure_variance(some.image_embed, some.text, prior.schedule.T, Noise.of(0, range(n)).at("measure"))
+
+
+def provenance(runs: Path) -> dict[str, Any]:
+    """Where the weights come from: data, code, settings, how long."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    stages = {}
+    for stage in STAGES:
+        lines = (runs / stage / "log.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "loss" in row and "event" not in row]
+        last = {key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if key in rows[-1]}
+        stages[stage] = {"recipe": f"emoji.{stage}", **last}
+    return {
+        "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
+        "205 held out of every training",
+        "captions": "CLDR short names",
+        "licence": "weights CC-BY 4.0, as the pictures they were trained on",
+        "code": {"unclip": __version__, "commit": commit.stdout.strip() or "unknown", "torch": torch.__version__},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "stages": stages,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.emoji.ship", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("embed", help="compute and store the CLIP embeddings of all emoji")
+    verb.add_argument("runs", type=Path)
+    verb = verbs.add_parser("assemble", help="put the stages together into a new folder")
+    verb.add_argument("runs", type=Path)
+    verb.add_argument("dest", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb == "embed":
+            print(f"{len(embed(options.runs))} embeddings in {embeddings_path()}")
+        else:
+            assemble(options.runs, options.dest)
+            print(options.dest)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The emoji recipes: every stage of the shipped pipeline, sized for two CPU cores.
+
+Order: clip, then embed (python -m experiments.emoji.ship embed), then prior, decoder, upsampler_256, upsampler_1024 in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+from experiments.emoji import source
+from experiments.emoji.data import EmojiData
+from experiments.recipes import Recipe
+from prior import DiffusionPrior, PriorConfig, PriorTask
+from prior.network import PriorNetworkConfig
+from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from unclip.clip.tokenizer import compact_token_ids
+from unclip.diffusion.schedule import ScheduleConfig
+from unclip.nn.transformer import TransformerConfig
+from unclip.nn.unet import UNetConfig
+from unclip.training import TrainConfig
+from unclip.types import Sampling, Task
+from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
+
+EMBED, WIDTH, CONTEXT = 128, 128, 24  # of the emoji CLIP: embedding, text width, text context
+
+M = TypeVar("M")
+
+
+def embeddings_path() -> Path:
+    """Where the trained CLIP's answers for all emoji are kept (made by `python -m experiments.emoji.ship embed`)."""
+    return source.cache_folder() / "embeddings.safetensors"
+
+
+def _seeded(seed: int, build: Callable[[], M]) -> M:
+    """Fresh weights from their own seed, without touching torch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+class ClipRecipe(Recipe, frozen=True, kw_only=True):
+    model: CLIPConfig
+    task: CLIPTaskConfig
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        model = _seeded(self.train.seed, lambda: CLIP(self.model))
+        return CLIPTask(model, self.task), EmojiData(self.split, 64)
+
+
+def clip() -> ClipRecipe:
+    train_captions = [row.caption for row in source.read_captions() if row.split == "train"]
+    return ClipRecipe(
+        model=CLIPConfig(
+            architecture=Architecture(
+                embed_dim=EMBED,
+                vision=VisionTower(image_size=64, patch_size=8, width=128, layers=6, head_width=32),
+                text=TextTower(
+                    context_length=CONTEXT, width=WIDTH, layers=4, heads=4, token_ids=tuple(compact_token_ids(train_captions))
+                ),
+            ),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        task=CLIPTaskConfig(shift=0.06, drop_words=0.05),
+        train=TrainConfig(
+            steps=1500, batch=128, lr=1e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.98), ema=0.99, precision="bfloat16"
+        ),
+    )
+
+
+class PriorRecipe(Recipe, frozen=True, kw_only=True):
+    model: PriorConfig
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        data = EmojiData(self.split, 64, embeddings=embeddings_path())
+        model = _seeded(self.train.seed, lambda: DiffusionPrior(self.model))
+        assert data.embeddings is not None
+        model.fit(data.embeddings.image_embed)
+        return PriorTask(model), data
+
+
+def prior() -> PriorRecipe:
+    return PriorRecipe(
+        model=PriorConfig(
+            network=PriorNetworkConfig(
+                transformer=TransformerConfig(width=256, layers=6, heads=4, dropout=0.1),
+                embed_dim=EMBED,
+                text="clip_states",
+                context=CONTEXT,
+                states_width=WIDTH,
+            ),
+            scaling="std",
+        ),
+        train=TrainConfig(
+            steps=5000, batch=128, lr=5e-4, warmup=200, weight_decay=0.06, betas=(0.9, 0.96), ema=0.999, precision="bfloat16"
+        ),
+    )
+
+
+class DecoderRecipe(Recipe, frozen=True, kw_only=True):
+    model: DecoderConfig
+    split: Literal["train", "all"] = "train"
+    shift: int = 0  # augmentation, in pixels
+    zoom: float = 0.0
+
+    def build(self) -> tuple[Task, EmojiData]:
+        data = EmojiData(self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom)
+        return DecoderTask(_seeded(self.train.seed, lambda: Decoder(self.model))), data
+
+
+def decoder() -> DecoderRecipe:
+    return DecoderRecipe(
+        model=DecoderConfig(
+            unet=UNetConfig(
+                channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128, dropout=0.05
+            ),
+            embed_dim=EMBED,
+            text=TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED),
+            predicts="x0",
+            variance="fixed",
+            weighting="min_snr",
+            sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=2.0, threshold="static"),
+        ),
+        # A constant rate and a long average: the run may be cut off, shipped and continued at any time.
+        train=TrainConfig(
+            steps=12500, batch=32, lr=4e-4, warmup=300, decay="constant", ema=0.9995, precision="bfloat16",
+            channels_last=True, sample_every=1000,
+        ),
+    )  # fmt: skip
+
+
+class UpsamplerRecipe(Recipe, frozen=True, kw_only=True):
+    model: UpsamplerConfig
+    size: int  # of the pictures trained on: what the upsampler makes
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        model = _seeded(self.train.seed, lambda: Upsampler(self.model))
+        return UpsamplerTask(model), EmojiData(self.split, self.size)
+
+
+def upsampler_256() -> UpsamplerRecipe:
+    return UpsamplerRecipe(
+        size=256,
+        model=UpsamplerConfig(
+            unet=UNetConfig(in_channels=6, channels=96, multiple=(1, 1, 2), depth=2, patch=4),
+            predicts="x0",
+            output="residual",
+            weighting="min_snr",
+            corruption=CorruptionConfig(kind="blur", probability=0.5),
+            crops_per_image=2,
+        ),
+        train=TrainConfig(
+            steps=4000, batch=16, lr=5e-4, warmup=200, decay="constant", ema=0.998, precision="bfloat16",
+            channels_last=True, sample_every=500,
+        ),
+    )  # fmt: skip
+
+
+def upsampler_1024() -> UpsamplerRecipe:
+    return UpsamplerRecipe(
+        size=1024,
+        model=UpsamplerConfig(
+            unet=UNetConfig(in_channels=6, channels=96, multiple=(1, 1, 2), depth=1, patch=8),
+            schedule=ScheduleConfig(name="linear"),
+            predicts="x0",
+            output="residual",
+            weighting="min_snr",
+            corruption=CorruptionConfig(kind="bsr_light"),
+            crops_per_image=8,
+            sampling=Sampling(sampler="ddim", steps=15, threshold="static"),
+        ),
+        train=TrainConfig(
+            steps=2000, batch=2, lr=5e-4, warmup=200, decay="constant", ema=0.998, precision="bfloat16",
+            channels_last=True, sample_every=500,
+        ),
+    )  # fmt: skip

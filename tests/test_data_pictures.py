@@ -1,0 +1,131 @@
+"""Every kind of picture that people have, and one clear error for the rest."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from struct import pack
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unclip.data.pictures import MAX_PIXELS, load_picture
+
+RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
+EXACT = torch.from_numpy(COLOUR.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def test_files_pil_pictures_and_tensors_say_the_same(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    bytes_tensor = torch.from_numpy(COLOUR).permute(2, 0, 1)
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOUR), EXACT, bytes_tensor):
+        picture = load_picture(source)
+        assert picture.dtype == torch.float32 and picture.shape == (3, 8, 8)
+        torch.testing.assert_close(picture, EXACT, rtol=0, atol=1e-6)
+
+
+MODES = ["1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "LAB", "F", "I"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_read(mode):
+    grey = mode in ("1", "L", "LA", "La", "F", "I")
+    source = Image.fromarray(COLOUR[..., 0] if grey else COLOUR)
+    if mode in ("RGBa", "La"):
+        picture = source.convert({"RGBa": "RGBA", "La": "LA"}[mode]).convert(mode)
+    elif mode == "LAB":
+        picture = Image.merge("LAB", [Image.fromarray(RAMP)] * 3)
+    elif mode == "PA":
+        picture = source.convert("P").convert("PA")
+    elif mode == "I":
+        picture = Image.fromarray(RAMP.astype(np.int32) * 257)
+    else:
+        picture = source.convert(mode)
+    result = load_picture(picture)
+    assert result.shape == (3, 8, 8) and result.abs().max() <= 1
+    if mode in ("L", "LA", "La", "F", "I"):
+        torch.testing.assert_close(result, EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
+    if mode in ("RGBX", "RGBA", "RGBa", "CMYK"):
+        torch.testing.assert_close(result, EXACT, rtol=0, atol=1e-6)
+
+
+def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    torch.testing.assert_close(load_picture(tmp_path / "deep.png"), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
+
+
+def test_transparency_lies_on_white(tmp_path):
+    rgba = np.concatenate([COLOUR, np.zeros((8, 8, 1), np.uint8)], axis=-1)
+    rgba[:4, :, 3] = 255
+    rgba[4, :, 3] = 128
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    picture = load_picture(tmp_path / "a.png")
+    torch.testing.assert_close(picture[:, :4], EXACT[:, :4], rtol=0, atol=1e-6)
+    assert (picture[:, 5:] == 1).all()
+    torch.testing.assert_close(picture[:, 4], EXACT[:, 4] * 128 / 255 + 127 / 255, rtol=0, atol=0.01)
+    palette = Image.fromarray(RAMP).convert("P")
+    palette.save(tmp_path / "p.png", transparency=0)  # the colour of index 0 becomes transparent
+    assert (load_picture(tmp_path / "p.png")[:, 0, 0] == 1).all() and (load_picture(palette)[:, 0, 0] == -1).all()
+
+
+def test_exif_orientation_turns_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    Image.fromarray(COLOUR[:, :5]).save(tmp_path / "a.png", exif=exif)
+    torch.testing.assert_close(load_picture(tmp_path / "a.png"), EXACT[:, :, :5].rot90(-1, (1, 2)), rtol=0, atol=1e-6)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert load_picture(tmp_path / "a.gif")[:, 0, 0].tolist() == [1, -1, -1]
+
+
+def huge_png(width, height):
+    """A few bytes that claim to be a picture of any size."""
+
+    def chunk(kind, data):
+        return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
+
+    header = pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_bad_files_are_refused_with_one_message(tmp_path):
+    def refused(name, data, match):
+        path = tmp_path / name
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(ValueError, match=match) as error:
+            load_picture(path)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    refused("absent.png", None, "no picture file")
+    refused("text.png", b"hello", "cannot be decoded")
+    refused("empty.png", b"", "cannot be decoded")
+    refused("cut.jpg", buffer.getvalue()[: len(buffer.getvalue()) // 2], "cannot be decoded")
+    refused("cut.png", huge_png(64, 64), "cannot be decoded")
+    refused("bomb.png", huge_png(100_000, 100_000), "too large")
+    with pytest.raises(ValueError, match="it is a folder"):
+        load_picture(tmp_path)
+
+
+def test_huge_pil_pictures_are_refused_before_they_are_decoded():
+    picture = Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1))
+    with pytest.raises(ValueError, match="too large: 20000 x 8948"):
+        load_picture(picture)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [torch.zeros(4, 8, 8), torch.zeros(1, 3, 8, 8), torch.zeros(3, 0, 8), torch.full((3, 2, 2), 200.0),
+     torch.full((3, 2, 2), float("nan")), torch.zeros(3, 2, 2, dtype=torch.int64), 7, None],
+)  # fmt: skip
+def test_things_that_are_no_pictures_are_refused(source):
+    with pytest.raises(ValueError, match="expected"):
+        load_picture(source)

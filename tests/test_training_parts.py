@@ -1,0 +1,155 @@
+"""The small parts of training: settings, averages, meters, grids, prefetching, recipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unclip.training import TrainConfig, read_log
+from unclip.training.ema import Ema
+from unclip.training.log import Log, Meter, console_line, save_grid
+from unclip.training.prefetch import Prefetch
+from unclip.training.state import State, newest, save
+from unclip.types import Losses
+
+CONFIG = TrainConfig(steps=100, batch=8, lr=1e-3)
+NO, YES = torch.tensor(False), torch.tensor(True)
+
+
+BAD = "steps=0 lr=0 floor=2 betas=[0.9,1.0] clip=0 ema=1 save_every=0 save_every=soon save_every=xs keep=0"
+BAD += " sample_every=0 eps=0 weight_decay=-1 precision=half decay=exp warmup=-1 rate=1"
+
+
+@pytest.mark.parametrize("setting", BAD.split())
+def test_settings_that_cannot_work_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ValueError, match=setting.partition("=")[0]):
+        CONFIG.override(setting)
+
+
+def test_settings() -> None:
+    assert (CONFIG.save_steps, CONFIG.save_seconds) == (None, 600)
+    assert (CONFIG.replace(save_every=5).save_steps, CONFIG.replace(save_every=5).save_seconds) == (5, float("inf"))
+    assert TrainConfig.from_json(CONFIG.to_json()) == CONFIG
+    assert CONFIG.differences(CONFIG.replace(steps=7, keep=9, log_every=1, save_every=4)) == []
+    assert CONFIG.differences(CONFIG.replace(batch=16)) == ["batch: 8 -> 16"]
+
+
+def test_the_average_follows_its_formula() -> None:
+    torch.manual_seed(0)
+    model = nn.BatchNorm1d(3)
+    ema, expected = Ema(model, 0.95), model.weight.detach().double().clone()
+    for k in range(400):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(3))
+            model.running_mean.fill_(k)
+        ema.update(k)
+        decay = min(0.95, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+    torch.testing.assert_close(ema.state_dict()["weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert ema.state_dict()["running_mean"][0] == 399
+    own = model.weight.detach().clone()
+    with ema.applied():
+        assert torch.equal(model.weight, ema.state_dict()["weight"])
+    assert torch.equal(model.weight, own)
+
+
+def feed(meter: Meter, steps: list[tuple[Tensor, Tensor, Tensor]], rows: slice = slice(None)) -> None:
+    for k, (total, t, bad) in enumerate(steps):
+        losses = Losses(total[rows], t[rows], {"double": 2 * total[rows]})
+        meter.add(k + 1, losses, torch.tensor(float(k)), bad)
+
+
+def test_meters_count_samples() -> None:
+    torch.manual_seed(0)
+    steps = [(torch.rand(8), torch.randint(1, 41, (8,)), NO) for _ in range(5)]
+    steps[2] = (torch.full((8,), torch.nan), steps[2][1], YES)
+    meter = Meter(T=40)
+    feed(meter, steps)
+    seen = meter.flush()
+    assert [s.fine for s in seen] == [True, True, False, True, True] and np.isnan(seen[2].loss)
+    row = meter.take()
+    loss = torch.cat([total for total, _, bad in steps if not bad]).double()
+    t = torch.cat([t for _, t, bad in steps if not bad])
+    assert row["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert row["double"] == pytest.approx(2 * float(loss.mean()), rel=1e-5)
+    for q in range(4):
+        inside = (t > 10 * q) & (t <= 10 * (q + 1))
+        assert row[f"loss_q{q + 1}"] == pytest.approx(float(loss[inside].mean()), rel=1e-5)
+    assert row["grad_norm"] == (0 + 1 + 3 + 4) / 4 and row["skipped"] == 1
+    assert meter.take() == {"skipped": 0}
+
+
+def test_meters_do_not_depend_on_processes_or_on_when_they_are_flushed() -> None:
+    torch.manual_seed(0)
+    steps = [(torch.rand(8), torch.randint(1, 41, (8,)), NO) for _ in range(5)]
+    alone, often = Meter(T=40), Meter(T=40)
+    feed(alone, steps)
+    alone.flush()
+    for step in steps:
+        feed(often, [step])
+        often.flush()
+        often.load(often.state())
+    assert often.state()["sums"]["loss"] == alone.state()["sums"]["loss"]
+
+    # Two processes: the other one's half arrives by gathering, after this one's.
+    halves: list[Tensor] = []
+    second = Meter(T=40, gather=lambda tensor: halves.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    feed(second, steps, slice(4, 8))
+    second.flush()
+    first = Meter(T=40, gather=lambda tensor: torch.cat([tensor, halves.pop(0)]))
+    feed(first, steps, slice(0, 4))
+    first.flush()
+    assert first.state() == alone.state()
+
+
+def test_a_log_is_valid_json_and_readable(tmp_path: Path, capsys) -> None:
+    with Log(tmp_path / "new", 0) as log:
+        log.write({"step": 1, "loss": float("inf")})
+        log.write({"step": 2, "loss": 0.5})
+    assert read_log(tmp_path / "new") == [{"step": 1, "loss": "inf"}, {"step": 2, "loss": 0.5}]
+    Log(tmp_path / "new", 1)
+    assert [row["step"] for row in read_log(tmp_path / "new")] == [1]
+    row = {"step": 5, "loss": None, "loss_q1": 0.25, "loss_q2": None, "mse": 1.0, "lr": 1e-4}
+    row |= {"samples_per_second": 9.0}
+    assert console_line(row, 10) == "step 5/10  loss -  by t 0.25 - - -  mse 1  grad -  lr 0.0001  9/s"
+
+
+def test_a_grid_holds_the_pictures_in_order(tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = torch.stack([torch.full((3, 4, 5), value) for value in (-1.0, 0.0, 1.0, -7.0, float("nan"))])
+    save_grid(images, tmp_path / "grids" / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "grids" / "a.png"))
+    assert pixels.shape == (8, 15, 3)
+    assert [pixels[r, c, 0] for r in (0, 4) for c in (0, 5, 10)] == [0, 128, 255, 0, 128, 255]
+
+
+def test_prefetching_keeps_order_and_stops_early() -> None:
+    with Prefetch(lambda k: k * k, 3, 9) as squares:
+        assert list(squares) == [9, 16, 25, 36, 49, 64]
+    made: list[int] = []
+    with Prefetch(lambda k: made.append(k), 0, 10**9) as endless:  # type: ignore[func-returns-value]
+        next(iter(endless))
+    assert len(made) < 6
+
+
+def test_states_keep_tied_and_strided_weights(tmp_path: Path) -> None:
+    weight = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    model = {"a": weight, "b": weight, "c": weight.transpose(0, 1)}
+    save(tmp_path, State(3, {"model": model}, {"x": 1}), keep=1)
+    state = newest(tmp_path)
+    assert state is not None and state.step == 3 and state.values == {"x": 1}
+    assert torch.equal(state.tensors["model"]["b"], weight)
+    assert torch.equal(state.tensors["model"]["c"], weight.transpose(0, 1))
+
+
+def test_importing_is_light() -> None:
+    program = "import sys, unclip.training; print([m for m in ('accelerate', 'PIL', 'torchvision') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

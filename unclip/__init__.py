@@ -1,0 +1,71 @@
+# ruff: noqa: F401 (the TYPE_CHECKING block is for tools)
+"""unclip: unCLIP (DALL-E 2) for PyTorch, in parts that work alone or together.
+
+Everything public is importable from here.  Names are resolved on first use, so that `import unclip` imports neither torch nor
+any stage; the same table tells `unclip.checkpoint` which class a name in a checkpoint means.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+    from prior import DiffusionPrior, PriorConfig, PriorTask
+    from unclip.clip import CLIP, CLIPConfig, CLIPTask
+    from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
+    from unclip.nn.unet import UNet, UNetConfig
+    from unclip.pipeline import UnCLIP
+    from unclip.randomness import Noise
+    from unclip.results import Generation, Latent
+    from unclip.training import TrainConfig, train
+    from unclip.types import Batch, Cond, Losses, Prediction, Sampling, Task, Text, best_of
+    from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
+
+PUBLIC = {
+    "CLIP": "unclip.clip",
+    "CLIPConfig": "unclip.clip",
+    "CLIPTask": "unclip.clip",
+    "DiffusionPrior": "prior",
+    "PriorConfig": "prior",
+    "PriorTask": "prior",
+    "Decoder": "decoder",
+    "DecoderConfig": "decoder",
+    "DecoderTask": "decoder",
+    "TextEncoderConfig": "decoder",
+    "Upsampler": "upsamplers",
+    "UpsamplerConfig": "upsamplers",
+    "UpsamplerTask": "upsamplers",
+    "CorruptionConfig": "upsamplers",
+    "UnCLIP": "unclip.pipeline",
+    "UNet": "unclip.nn.unet",
+    "UNetConfig": "unclip.nn.unet",
+    "NoiseSchedule": "unclip.diffusion.schedule",
+    "ScheduleConfig": "unclip.diffusion.schedule",
+    "Noise": "unclip.randomness",
+    "TrainConfig": "unclip.training",
+    "train": "unclip.training",
+    "Batch": "unclip.types",
+    "Cond": "unclip.types",
+    "Generation": "unclip.results",
+    "Latent": "unclip.results",
+    "Losses": "unclip.types",
+    "Prediction": "unclip.types",
+    "Sampling": "unclip.types",
+    "Task": "unclip.types",
+    "Text": "unclip.types",
+    "best_of": "unclip.types",
+}
+
+__all__ = ["__version__", *PUBLIC]  # noqa: PLE0604 (the table is the list)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'unclip' has no attribute {name!r}; it has {', '.join(sorted(PUBLIC))}")
+    return getattr(import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])

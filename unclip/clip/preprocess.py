@@ -1,0 +1,78 @@
+"""Pictures of any size and mode to the square that a CLIP was trained on.
+
+Short side to the model's size, bicubic and anti-aliased, then a centre crop: squashing or a plain resize gives other
+embeddings than the ones the prior and the decoder were trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip.data.pictures import load_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Resize = Literal["crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+# Beyond this ratio the ends of the long side, which the crop throws away, are cut first: a 1 x 5000 strip whose
+# short side becomes 224 would be a million pixels wide.
+_LONGEST = 8
+
+
+def fit_square(
+    images: Float[Tensor, "b 3 h w"], size: int, resize: Resize = "crop", interpolation: Interpolation = "bicubic"
+) -> Float[Tensor, "b 3 s s"]:
+    """Images in [-1, 1] to (b, 3, size, size) in [-1, 1]; a picture that has the size already is returned untouched."""
+    check_images(images)
+    h, w = images.shape[-2:]
+    if (h, w) == (size, size):
+        return images
+    if resize == "squash":
+        target = (size, size)
+    else:
+        if max(h, w) > _LONGEST * min(h, w):
+            images = _centre(images, min(h, _LONGEST * w), min(w, _LONGEST * h))
+            h, w = images.shape[-2:]
+        target = (size, int(size * w / h)) if h <= w else (int(size * h / w), size)
+    if target != (h, w):
+        # float32: half precision has no anti-aliased resize on the CPU.
+        wide = F.interpolate(images.float(), target, mode=interpolation, antialias=True, align_corners=False)
+        images = wide.clamp(-1, 1).to(images.dtype)  # bicubic overshoots at edges; 8-bit pictures would be clipped too
+    return _centre(images, size, size)
+
+
+def stack_pictures(
+    pictures: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path],
+    size: int,
+    resize: Resize = "crop",
+    interpolation: Interpolation = "bicubic",
+) -> Float[Tensor, "b 3 s s"]:
+    """A batch of images, one picture, or a list of pictures of different sizes, as one batch of squares in [-1, 1]."""
+    if isinstance(pictures, Tensor) and pictures.ndim == 4:
+        return fit_square(pictures, size, resize, interpolation)
+    many = list(pictures) if isinstance(pictures, Sequence) and not isinstance(pictures, str) else [pictures]
+    if not many:
+        raise ValueError("no pictures were given; give at least one")
+    return torch.cat([fit_square(load_picture(cast(Any, p))[None], size, resize, interpolation) for p in many])
+
+
+def check_images(images: Tensor) -> None:
+    """ValueError unless images are float (b, 3, h, w) with at least one pixel."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"expected images (b, 3, h, w) in [-1, 1], given {given}; see CLIP.preprocess")
+    if not images.is_floating_point():
+        raise ValueError(f"expected float images in [-1, 1], given {images.dtype}; for bytes use images / 127.5 - 1")
+
+
+def _centre(images: Tensor, height: int, width: int) -> Tensor:
+    top, left = (round((side - crop) / 2) for side, crop in zip(images.shape[-2:], (height, width)))
+    return images[..., top : top + height, left : left + width]

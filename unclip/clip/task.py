@@ -1,0 +1,104 @@
+"""Contrastive training of a CLIP through open_clip's own loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unclip.config import Config
+from unclip.randomness import Noise
+from unclip.types import Batch, Losses, Task, require
+
+from .encoder import CLIP
+from .tokenizer import UNKNOWN, BytePairTokenizer
+
+
+class CLIPTaskConfig(Config, frozen=True, kw_only=True):
+    sam: float | None = None  # rho of sharpness-aware minimisation; 0.1 in unCLIP App. C
+    shift: float = 0.0  # pictures move and zoom by up to this part of their side; no flips: captions say left and right
+    drop_words: float = 0.0  # part of the words read as unknown, which trains the compact vocabulary's unknown row
+
+    def __post_init__(self) -> None:
+        if self.sam is not None and not 0 < self.sam < math.inf:
+            raise ValueError(f"sam is {self.sam}; rho must be positive (the paper: 0.1), or null for plain training")
+        if not 0 <= self.shift < 0.5:
+            raise ValueError(f"shift is {self.shift}; it must be in [0, 0.5), a part of the picture's side")
+        if not 0 <= self.drop_words < 1:
+            raise ValueError(f"drop_words is {self.drop_words}; it must be in [0, 1)")
+
+
+class CLIPTask(Task):
+    """Batch.images and Batch.captions to ClipLoss; several processes share their negatives as open_clip does it."""
+
+    model: CLIP
+
+    def __init__(self, model: CLIP, config: CLIPTaskConfig | None = None):
+        super().__init__()
+        self.model = model
+        self.config = config or CLIPTaskConfig()
+        self.sam_rho = self.config.sam  # read by the training loop
+        compact = isinstance(model.tokenizer, BytePairTokenizer) and model.tokenizer.token_ids is not None
+        if self.config.drop_words and not compact:
+            raise ValueError("drop_words needs a compact vocabulary (token_ids): other CLIPs have no unknown token")
+
+    def forward(self, batch: Batch, noise: Noise) -> Losses:
+        require(batch, ["images", "captions"], "CLIPTask")
+        images, captions = batch.images, batch.captions
+        assert images is not None and captions is not None
+        if self.training:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=math.log(100))  # CLIP 2.5
+            images = jitter(images, self.config.shift, noise.at("jitter"))
+        ids, mask = self.model.tokenize(captions)
+        if self.training and self.config.drop_words:
+            ids = drop_words(ids, mask, self.config.drop_words, noise.at("words"))
+        z_i = F.normalize(self.model.encode_image(images).float(), dim=-1)
+        z_t = F.normalize(self.model.encode_tokens(captions, ids, mask).embed.float(), dim=-1)
+        scale = self.model.logit_scale.float().exp()
+        # The loss couples the samples, so every sample of the batch carries the batch's mean.
+        total = clip_loss(z_i, z_t, scale).expand(len(z_i))
+        terms = {
+            "image_to_text": _hits(z_i.detach(), z_t.detach()),
+            "text_to_image": _hits(z_t.detach(), z_i.detach()),
+            "logit_scale": scale.detach().expand(len(z_i)),
+        }
+        return Losses(total, None, terms)
+
+
+def clip_loss(z_i: Float[Tensor, "b d"], z_t: Float[Tensor, "b d"], scale: Tensor) -> Tensor:
+    """open_clip's ClipLoss on unit embeddings, over the negatives of all processes when there are several."""
+    from open_clip.loss import ClipLoss
+
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(z_i, z_t, scale)
+
+
+def jitter(images: Float[Tensor, "b 3 h w"], amount: float, noise: Noise) -> Float[Tensor, "b 3 h w"]:
+    """Move each picture and zoom it by up to `amount` of its side; what comes in from outside repeats the border."""
+    if not amount:
+        return images
+    draws = (noise.uniform((3,)) * 2 - 1).to(images) * amount
+    theta = images.new_zeros(len(images), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + draws[:, 0]
+    theta[:, :, 2] = 2 * draws[:, 1:]  # grid_sample's square is two units wide
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], part: float, noise: Noise) -> Int[Tensor, "b l"]:
+    """Read some real tokens, never start and end, as the unknown one."""
+    inner = mask.clone()
+    inner[:, 0] = False
+    inner[torch.arange(len(ids)), mask.sum(1) - 1] = False
+    return ids.masked_fill(inner & (noise.uniform((ids.shape[1],)) < part), UNKNOWN)
+
+
+def _hits(a: Tensor, b: Tensor) -> Tensor:
+    """1 where the nearest of the batch is one's own, else 0."""
+    return ((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float()

@@ -1,0 +1,1 @@
+"""Captioned pictures, their embeddings and their order.  Import from the files; nothing is imported here."""

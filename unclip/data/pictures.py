@@ -1,0 +1,84 @@
+"""Picture files and PIL pictures of every mode to a float tensor, or one clear ValueError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 2 GiB / 4 / 3
+
+
+def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
+    """A picture as float32 (3, h, w) in [-1, 1]: upright (EXIF), first frame, transparency on white, any mode.
+
+    Tensors are checked and returned, uint8 is scaled.  ValueError: absent, empty, too large, cannot be decoded.
+    """
+    from PIL import Image
+
+    if isinstance(source, Tensor):
+        return _checked(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the picture")
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"expected a file, a PIL picture or a tensor (3, h, w), given {type(source).__name__}")
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"there is no picture file {str(path)!r}" + (": it is a folder" if path.is_dir() else ""))
+    try:
+        picture = Image.open(path)
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
+    except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{path} cannot be decoded as a picture: {error}") from error
+    with picture:
+        return _decode(picture, str(path))
+
+
+def _decode(picture: Image.Image, name: str) -> Tensor:
+    from PIL import Image, ImageOps
+
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} is too large: {width} x {height} is more than {MAX_PIXELS // 10**6} megapixels")
+    if width * height == 0:
+        raise ValueError(f"{name} has no pixels: its size is {width} x {height}")
+    try:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
+            deep = np.asarray(picture, dtype=np.float32)
+            grey = torch.from_numpy(deep / (65535 / 2) - 1).clamp(-1, 1)
+            return grey.expand(3, -1, -1).contiguous()
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            # Premultiplied modes first go back to the plain ones, which is all that Pillow converts them to.
+            plain = {"La": "LA"}.get(picture.mode)
+            picture = (picture.convert(plain) if plain else picture).convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        pixels = np.asarray(picture.convert("RGB"))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def _checked(image: Tensor) -> Tensor:
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a picture tensor (3, h, w), given {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image.float() / 127.5 - 1
+    if not image.is_floating_point():
+        raise ValueError(f"expected a float picture in [-1, 1] or uint8, given {image.dtype}")
+    low, high = image.detach().aminmax()
+    # A little overshoot is what resizing leaves; NaN fails both comparisons.
+    if not (low >= -1.5 and high <= 1.5):
+        raise ValueError(
+            f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1"
+        )
+    return image

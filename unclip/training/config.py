@@ -1,0 +1,79 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from unclip.config import Config
+
+# Settings that may differ between two sittings of one run: they do not change what a step computes.  (`steps` may grow;
+# under a cosine or linear decay the rest of the run then follows the longer schedule.)
+FREE = ("steps", "log_every", "save_every", "sample_every", "keep", "compile")
+
+
+class TrainConfig(Config, frozen=True, kw_only=True):
+    steps: int
+    batch: int  # samples per step over all processes
+    lr: float
+    warmup: int = 100  # steps from 0 to lr
+    decay: Literal["constant", "cosine", "linear"] = "cosine"  # from lr to floor * lr at the last step
+    floor: float = 0.0
+    weight_decay: float = 0.01  # decoupled; matrices only, neither biases, gains nor embeddings
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = 1.0  # largest norm of the gradient over all parameters
+    ema: float = 0.999  # reached over a ramp min(ema, (1 + k) / (10 + k))
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # autocast; the weights themselves are float32
+    channels_last: bool = False  # memory format of weights and pictures: faster convolutions
+    compile: bool = False  # torch.compile of the network
+    seed: int = 0
+    max_skips: int = 10  # steps in a row with a loss or gradient that is not finite, before the run stops
+    log_every: int = 50
+    save_every: int | str = "600s"  # steps, or seconds as "600s"
+    sample_every: int | None = None  # steps between grids of samples; None = no grids
+    keep: int = 2  # newest states to keep
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("max_skips", 1), ("log_every", 1), ("keep", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be a positive number")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor is {self.floor}; it is a fraction of lr, in [0, 1]")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; both must lie in [0, 1)")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps is {self.eps}; it must lie in (0, 1)")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}; it is the largest gradient norm allowed, above 0, or null for none")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it is a decay per step, in [0, 1)")
+        if self.sample_every is not None and self.sample_every < 1:
+            raise ValueError(f"sample_every is {self.sample_every}; it must be at least 1, or null for no grids")
+        if self.save_steps is not None and self.save_steps < 1 or not self.save_seconds > 0:
+            raise ValueError(f'save_every is {self.save_every!r}; write a number of steps, or seconds as "600s"')
+
+    @property
+    def save_steps(self) -> int | None:
+        """Steps between states, or None when they are saved by the clock."""
+        return self.save_every if isinstance(self.save_every, int) else None
+
+    @property
+    def save_seconds(self) -> float:
+        """Seconds between states; infinite when they are saved by step, NaN when unreadable."""
+        if isinstance(self.save_every, int):
+            return math.inf
+        try:
+            return float(self.save_every[:-1]) if self.save_every.endswith("s") else math.nan
+        except ValueError:
+            return math.nan
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """The settings in which two runs differ and which change what a step computes, as `name: a -> b`."""
+        names = [name for name in self.__struct_fields__ if name not in FREE]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]

@@ -1,0 +1,118 @@
+"""Everything that changes while a run goes on, and its way to a state on disk and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unclip.config import Config
+from unclip.types import Task
+
+from .config import TrainConfig
+from .ema import Ema
+from .log import Meter
+from .optim import Stepper, load_optimizer, optimizer_tensors
+from .state import State
+
+
+class Run:
+    """Model, averaged weights, optimiser, running means, and where the run stands.
+
+    `step`: updates done; `streak`: bad steps in a row; `seconds`: trained, up to the last log line.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, samples: int, ema: Ema, stepper: Stepper, meter: Meter):
+        self.model, self.config, self.samples = model, config, samples
+        self.ema, self.stepper, self.meter = ema, stepper, meter
+        self.step, self.streak, self.seconds = 0, 0, 0.0
+
+    def state(self) -> State:
+        tensors = {
+            "model": dict(self.model.state_dict()),
+            "ema": self.ema.state_dict(),
+            "optimizer": optimizer_tensors(self.model, self.stepper.optimizer),
+        }
+        values = {
+            "config": self.config.to_json(),
+            "model": _identity(self.model),
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "streak": self.streak,
+            "scale": float(self.stepper.scale),
+            "good": float(self.stepper.good),
+            "meter": self.meter.state(),
+        }
+        return State(self.step, tensors, values)
+
+    @torch.no_grad()
+    def restore(self, state: State, run_dir: Path) -> None:
+        """Stand where `state` stood, bit for bit.  ValueError: it is the state of another run."""
+        self._refuse_other(state, run_dir)
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(state.tensors["model"][name])
+        self.ema.load(state.tensors["ema"])
+        load_optimizer(self.model, self.stepper.optimizer, state.tensors["optimizer"])
+        self.stepper.scale.fill_(state.values["scale"])
+        self.stepper.good.fill_(state.values["good"])
+        self.meter.load(state.values["meter"])
+        self.step, self.streak, self.seconds = state.step, state.values["streak"], state.values["seconds"]
+
+    def _refuse_other(self, state: State, run_dir: Path) -> None:
+        saved = TrainConfig.from_json(state.values["config"], source=f"the config of the state in {run_dir}")
+        changes = saved.differences(self.config)
+        if state.values["samples"] != self.samples:
+            changes.append(f"number of samples: {state.values['samples']} -> {self.samples}")
+        if state.values["model"] != _identity(self.model):
+            changes.append(f"config of the model: {state.values['model']} -> {_identity(self.model)}")
+        then = {name: tuple(tensor.shape) for name, tensor in state.tensors["model"].items()}
+        now = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        if then != now:
+            changes.append(f"weights: {few(sorted(n for n in {*then, *now} if then.get(n) != now.get(n)))}")
+        if changes:
+            raise ValueError(
+                f"{run_dir} holds another run, stopped after step {state.step}. Changed since: {'; '.join(changes)}. "
+                "Put that back, or choose a new run folder (its init can be load_ema of this one)"
+            )
+        if state.step > self.config.steps:
+            raise ValueError(
+                f"the run in {run_dir} has done {state.step} steps already, more than the {self.config.steps} asked for"
+            )
+
+
+def prepare(task: Task, config: TrainConfig, init: dict[str, Tensor] | None) -> nn.Module:
+    """`task.model` ready to train: `init` loaded, float32 weights, memory format; all else in the task frozen."""
+    model = task.model
+    own = {id(parameter) for parameter in model.parameters()}
+    for parameter in task.parameters():
+        if id(parameter) not in own:
+            parameter.requires_grad_(False)
+    if init is not None:
+        wrong = model.load_state_dict(init, strict=False)
+        if wrong.missing_keys or wrong.unexpected_keys:
+            raise ValueError(
+                f"init does not fit {type(model).__name__}: missing {few(wrong.missing_keys)}; "
+                f"unknown {few(wrong.unexpected_keys)}"
+            )
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    task.eval()
+    model.train()
+    return model
+
+
+def few(names: list[str]) -> str:
+    """The first names of a long list."""
+    if not names:
+        return "none"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _identity(model: nn.Module) -> str | None:
+    """The model's config as JSON on one line, if it has one."""
+    config = getattr(model, "config", None)
+    return json.dumps(json.loads(config.to_json())) if isinstance(config, Config) else None

@@ -1,0 +1,7 @@
+"""Upsamplers: 64 -> 256 -> 1024 pixels (unCLIP 2.2)."""
+
+from .corruption import CorruptionConfig
+from .task import UpsamplerTask
+from .upsampler import Upsampler, UpsamplerConfig
+
+__all__ = ["CorruptionConfig", "Upsampler", "UpsamplerConfig", "UpsamplerTask"]
