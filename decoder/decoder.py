@@ -91,7 +91,9 @@ class Decoder(Part[DecoderConfig]):
         """Draw one picture per noise stream.  `x_t` (b, 3, h, w) at timestep `t` starts there instead of at pure noise."""
         sampling = sampling or self.config.sampling
         if x_t is None:
-            t, x_t = None, noise.at("x_T").normal((3, self.config.image_size, self.config.image_size))
+            if t is not None:
+                raise ValueError(f"t is {t}, but there is no x_t that lives there: give both, or neither for pure noise")
+            x_t = noise.at("x_T").normal((3, self.config.image_size, self.config.image_size))
         denoise = self.denoise(cond, len(x_t), sampling)
         x = x_t.to(self.device, torch.float32)
         return run(denoise, x, self.schedule, sampling, noise=noise.at("steps"), t=t).clamp(-1, 1)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.clip.preprocess import fit_square
 from unclip.randomness import Noise
 from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Task, require
 
@@ -13,7 +14,10 @@ from .decoder import Decoder
 
 
 class DecoderTask(Task):
-    """Batches hold `images` and, unless a frozen `clip` is given to make them, `image_embed` and `text`."""
+    """Batches hold `images` and, unless a frozen `clip` is given to make them, `image_embed` and `text`.
+
+    Pictures may be larger than the decoder's: CLIP sees them as they come, the decoder at its own size.
+    """
 
     def __init__(self, model: Decoder, clip: ImageTextEncoder | None = None):
         super().__init__()
@@ -23,7 +27,8 @@ class DecoderTask(Task):
     def forward(self, batch: Batch, noise: Noise) -> Losses:
         require(batch, ["images"], "DecoderTask")
         assert batch.images is not None
-        return self.model.loss(batch.images, self._cond(batch), noise=noise)
+        images = fit_square(batch.images, self.model.image_size)
+        return self.model.loss(images, self._cond(batch), noise=noise)
 
     def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"]:
         """Pictures for the batch's own embeddings."""

@@ -86,6 +86,12 @@ class TextEncoder(nn.Module):
         pooled = self.null_pooled.expand(count, -1)
         real = torch.zeros(count, context, dtype=torch.bool, device=device)
         if text is not None:
+            widths = (text.states.shape[-1], text.embed.shape[-1])
+            if widths != (self.config.states_width, self.config.embed_dim):
+                raise ValueError(
+                    f"captions come with states and embeddings of widths {widths}, the decoder reads "
+                    f"{(self.config.states_width, self.config.embed_dim)}: were they made by another CLIP?"
+                )
             length = min(context, text.states.shape[1])
             given = self.to_states(text.states[:, :length].to(device, torch.float32))
             keep = torch.ones(count, 1, dtype=torch.bool, device=device) if drop is None else ~drop[:, None]

@@ -88,9 +88,7 @@ class Circle:
         return Batch(keys=[self.keys[i] for i in indices], image_embed=points)
 
 
-BASE = TrainConfig(
-    steps=10, batch=8, lr=1e-2, warmup=2, decay="constant", ema=0.9, log_every=3, save_every=1000, seed=3
-)
+BASE = TrainConfig(steps=10, batch=8, lr=1e-2, warmup=2, decay="constant", ema=0.9, log_every=3, save_every=1000, seed=3)
 
 
 def states(run: Path) -> list[str]:
@@ -132,6 +130,47 @@ def test_resuming_is_bit_equal(tmp_path: Path, precision: str) -> None:
     assert everything(tmp_path / "straight") == everything(tmp_path / "cut")
     moments = (tmp_path / "cut/state/step-00000010/optimizer.safetensors").read_bytes()
     assert b"exp_avg_sq/network.0.weight" in moments
+
+
+class Stripes(Circle):
+    """Pictures (3, 8, 8) in place of points."""
+
+    def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
+        images = torch.linspace(-1, 1, 8).expand(len(indices), 3, 8, 8) * torch.tensor(indices).reshape(-1, 1, 1, 1) / 50
+        return Batch(keys=[self.keys[i] for i in indices], images=images)
+
+
+class Convolutions(Task):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
+
+    def forward(self, batch: Batch, noise: Noise) -> Losses:
+        assert batch.images is not None
+        self.strides = batch.images.stride()
+        return Losses((self.model(batch.images) - batch.images.flip(3)).square().flatten(1).mean(1), None, {})
+
+
+def test_channels_last_resumes_bit_equal_too(tmp_path: Path) -> None:
+    task, config = Convolutions(), BASE.replace(channels_last=True)
+    train(task, Stripes(), config, tmp_path / "straight")
+    assert task.strides == (192, 1, 24, 3) and task.model[0].weight.stride()[1] == 1
+    train(Convolutions(), Stripes(), config.replace(steps=5), tmp_path / "cut")
+    train(Convolutions(), Stripes(), config, tmp_path / "cut")
+    assert everything(tmp_path / "straight") == everything(tmp_path / "cut")
+    plain = train(Convolutions(), Stripes(), BASE, tmp_path / "plain").ema
+    for name, tensor in load_ema(tmp_path / "cut").items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    plain = train(Convolutions(), Stripes(), BASE, tmp_path / "plain").ema
+    compiled = train(Convolutions(), Stripes(), BASE.replace(compile=True), tmp_path / "compiled").ema
+    assert set(plain) == set(compiled)
+    for name, tensor in compiled.items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from experiments.recipes import Recipe, find, names
 from unclip.randomness import Noise
 from unclip.types import Batch, Losses, Task
 
-MODULE = '''
+MODULE = """
 from __future__ import annotations
 from test_training_recipes import ToyRecipe
 from unclip.training import TrainConfig
@@ -28,7 +28,7 @@ def steep() -> ToyRecipe:
 
 def helper() -> int:
     return 3
-'''
+"""
 
 
 class ToyRecipe(Recipe, frozen=True, kw_only=True):

@@ -70,7 +70,7 @@ def clip() -> ClipRecipe:
         ),
         task=CLIPTaskConfig(shift=0.06, drop_words=0.05),
         train=TrainConfig(
-            steps=1500, batch=128, lr=1e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.98), ema=0.99, precision="bfloat16"
+            steps=1300, batch=128, lr=1e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.98), ema=0.99, precision="bfloat16"
         ),
     )
 
@@ -100,7 +100,7 @@ def prior() -> PriorRecipe:
             scaling="std",
         ),
         train=TrainConfig(
-            steps=5000, batch=128, lr=5e-4, warmup=200, weight_decay=0.06, betas=(0.9, 0.96), ema=0.999, precision="bfloat16"
+            steps=2500, batch=128, lr=5e-4, warmup=200, weight_decay=0.06, betas=(0.9, 0.96), ema=0.999, precision="bfloat16"
         ),
     )
 
@@ -151,7 +151,7 @@ def upsampler_256() -> UpsamplerRecipe:
     return UpsamplerRecipe(
         size=256,
         model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, channels=96, multiple=(1, 1, 2), depth=2, patch=4),
+            unet=UNetConfig(in_channels=6, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
             predicts="x0",
             output="residual",
             weighting="min_snr",
@@ -169,7 +169,7 @@ def upsampler_1024() -> UpsamplerRecipe:
     return UpsamplerRecipe(
         size=1024,
         model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, channels=96, multiple=(1, 1, 2), depth=1, patch=8),
+            unet=UNetConfig(in_channels=6, channels=64, multiple=(1, 1, 2), depth=1, patch=8),
             schedule=ScheduleConfig(name="linear"),
             predicts="x0",
             output="residual",

@@ -36,9 +36,7 @@ class Trained(NamedTuple):
     ema: dict[str, Tensor]  # averaged weights under the names of task.model's state_dict
 
 
-def train(
-    task: Task, data: Data, config: TrainConfig, run_dir: str | Path, init: dict[str, Tensor] | None = None
-) -> Trained:
+def train(task: Task, data: Data, config: TrainConfig, run_dir: str | Path, init: dict[str, Tensor] | None = None) -> Trained:
     """Train `task.model`, and nothing else in the task; continue by itself where the run in `run_dir` stopped.
 
     `init`: weights to start a new run from.  SIGTERM and SIGINT save and exit with 143 and 130.  ValueError: the folder
@@ -64,7 +62,7 @@ def train(
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
     log = Log(run_dir, run.step, active=accelerator.is_main_process)
     if run.step:
-        log.say(f"continuing {run_dir} after step {run.step}")
+        log.say(f"continuing {run_dir} after step {run.step}" + (", so init is not used" if init else ""))
     if config.compile:
         getattr(model, "network", model).compile()
 
@@ -80,15 +78,17 @@ def train(
         precision = getattr(torch, config.precision)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             losses = wrapped(batch, noise)
-        loss = losses.total.float().sum() * (world / config.batch)  # processes average their gradients
+        loss = losses.total.float().mean()  # shares are equal, and processes average their gradients
         (loss * stepper.scale).backward()
         return losses, loss.detach()
 
     def save() -> None:
-        if accelerator.is_main_process:
-            log.sync()
-            states.save(run_dir, run.state(), config.keep)
-        accelerator.wait_for_everyone()
+        try:
+            if accelerator.is_main_process:
+                log.sync()
+                states.save(run_dir, run.state(), config.keep)
+        finally:  # also after a full disk, or the others would wait for ever
+            accelerator.wait_for_everyone()
 
     devices = [device.index or 0] if device.type == "cuda" else []
     batches = Prefetch(make, run.step, config.steps)
@@ -157,9 +157,7 @@ def train(
     return Trained(run.step, run.ema.state_dict())
 
 
-def _samples(
-    task: Task, data: Data, config: TrainConfig, run: Run, run_dir: Path, accelerator: Accelerator
-) -> None:
+def _samples(task: Task, data: Data, config: TrainConfig, run: Run, run_dir: Path, accelerator: Accelerator) -> None:
     """A grid of samples of the averaged weights, always for the same data and the same noise."""
     if accelerator.is_main_process:
         n = min(GRID, len(data))
