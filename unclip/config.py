@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -11,7 +11,10 @@ C = TypeVar("C", bound="Config")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen record of settings.  Subclasses repeat `frozen=True, kw_only=True` and check themselves in `__post_init__`."""
+    """A frozen record of settings.  Subclasses repeat `frozen=True, kw_only=True` and check themselves in `__post_init__`.
+
+    Types are checked wherever a config is read, replaced or overridden; only the bare constructor trusts its caller.
+    """
 
     def to_json(self) -> str:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
@@ -26,7 +29,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def load(cls: type[C], path: str | Path) -> C:
-        return cls.from_json(Path(path).read_bytes(), source=str(path))
+        """Read a JSON file."""
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+        return cls.from_json(text, source=str(path))
 
     def replace(self: C, **changes: Any) -> C:
         """A copy with some fields changed, checked like a new one.  `config.replace(lr=1e-4)`."""
@@ -34,7 +42,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if unknown:
             known = ", ".join(self.__struct_fields__)
             raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {known}")
-        return msgspec.structs.replace(self, **changes)
+        changed = msgspec.structs.replace(self, **changes)
+        try:
+            return msgspec.convert(msgspec.to_builtins(changed), type(self))
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
 
     def override(self: C, *settings: str) -> C:
         """Apply command-line settings such as `train.steps=500` or `unet.multiple=[1,2]`; values are JSON, bare words strings."""
@@ -58,7 +70,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def _known(cls: type[Config], message: str) -> str:
-    """Unknown keys are mostly typos, so the message lists what there is."""
+    """Unknown keys are mostly typos, so the message lists what there is, at the place that it names (`$.model.unet`)."""
     if "unknown field" not in message:
         return ""
+    for name in message.partition("at `$.")[2].rstrip("`").split("."):
+        hint = get_type_hints(cls).get(name)
+        cls = next((x for x in (hint, *get_args(hint)) if isinstance(x, type) and issubclass(x, Config)), cls)
     return f" ({cls.__name__} has {', '.join(cls.__struct_fields__)})"

@@ -29,7 +29,7 @@ class Noise:
     @classmethod
     def of(cls, seed: int, index: Sequence[int] | int = 0) -> Noise:
         """Streams for images `index` (one number or several) of the run `seed`."""
-        index = [index] if isinstance(index, int) else index
+        index = [int(index)] if isinstance(index, (int, np.integer)) else index
         return cls([f"{int(seed)}/{int(i)}" for i in index])
 
     def __len__(self) -> int:
@@ -37,6 +37,8 @@ class Noise:
 
     def __getitem__(self, rows: slice) -> Noise:
         """Fresh streams for some of the rows."""
+        if not isinstance(rows, slice):  # a number would name one path, and a path is a sequence too
+            raise TypeError(f"rows of noise are taken by a slice, noise[{rows}:{rows} + 1], not by {rows!r}")
         return Noise(self.paths[rows])
 
     def at(self, name: str | int) -> Noise:

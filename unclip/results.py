@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from . import __version__
+from .config import Config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,12 +23,21 @@ if TYPE_CHECKING:
 FORMAT = "unclip-latent-1"
 
 
+class About(Config, frozen=True, kw_only=True):
+    """What stands in a latent's file beside its tensors."""
+
+    t: int
+    timesteps: tuple[int, ...]
+    captions: tuple[str, ...]
+    models: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Latent:
     """unCLIP's bipartite latent (section 3): what the picture shows, z_i, and how it shows it, x_T.
 
-    `x_t` lives at timestep `t`; `timesteps` lead from there back to the picture.  `models` tells which decoder and CLIP it
-    belongs to.
+    `x_t` lives at timestep `t`; `timesteps` lead from there back to the picture: `decoder.sample(cond, x_t=latent.x_t,
+    t=latent.t, ...)` draws it again.  `models` tells which pipeline, CLIP and decoder it belongs to.
     """
 
     image_embed: Float[Tensor, "b d"]
@@ -35,6 +47,12 @@ class Latent:
     captions: tuple[str, ...]
     models: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        rows = (len(self.image_embed), len(self.x_t), len(self.captions))
+        if len(set(rows)) > 1 or self.image_embed.ndim != 2 or self.x_t.ndim != 4:
+            shapes = f"{tuple(self.image_embed.shape)}, {tuple(self.x_t.shape)} and {rows[2]} captions"
+            raise ValueError(f"a latent is image_embed (b, d), x_t (b, 3, h, w) and b captions; got {shapes}")
+
     def __len__(self) -> int:
         return len(self.x_t)
 
@@ -42,12 +60,13 @@ class Latent:
         """One safetensors file, written aside and renamed."""
         from safetensors.torch import save
 
-        about = {"t": self.t, "timesteps": self.timesteps, "captions": self.captions, "models": dict(self.models)}
+        about = About(t=self.t, timesteps=self.timesteps, captions=self.captions, models=dict(self.models))
         tensors = {"image_embed": self.image_embed.cpu().contiguous(), "x_t": self.x_t.cpu().contiguous()}
-        write_bytes(path, save(tensors, metadata={"format": FORMAT, "about": json.dumps(about)}))
+        write_files([(Path(path), save(tensors, metadata={"format": FORMAT, "about": about.to_json()}))])
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:
+        """Read a latent; ValueError when the file is none, or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -55,17 +74,12 @@ class Latent:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"{path} is a safetensors file but no latent (format {metadata.get('format')!r})")
-                about = json.loads(metadata["about"])
-                return cls(
-                    file.get_tensor("image_embed"),
-                    file.get_tensor("x_t"),
-                    about["t"],
-                    tuple(about["timesteps"]),
-                    tuple(about["captions"]),
-                    about["models"],
-                )
-        except (SafetensorError, OSError, KeyError) as error:
+                about = About.from_json(metadata.get("about", ""), source=str(path))
+                # Cloned, so that the file may be replaced or removed while the latent lives.
+                image_embed, x_t = file.get_tensor("image_embed").clone(), file.get_tensor("x_t").clone()
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a latent: {error}") from None
+        return cls(image_embed, x_t, about.t, about.timesteps, about.captions, about.models)
 
 
 @dataclass(frozen=True)
@@ -83,23 +97,45 @@ class Generation:
         return len(self.images)
 
     def pil(self) -> list[Image]:
+        """8-bit RGB pictures."""
         return [to_pil(image) for image in self.images]
 
     def save(self, path: str | Path) -> list[Path]:
-        """PNGs with their story in the text fields.  One picture goes to `path`; several to path-0.png, path-1.png, ...;
+        """PNGs with caption, seed, index, model and version in their text fields; returns the files, all written or none.
 
-        into a folder when `path` has no suffix.  Returns the files written.
+        One picture goes to `path`, several to path-0.png, path-1.png, ...; a path without suffix, or of a folder, is the
+        folder for 00000.png, ... by index.
         """
-        path = Path(path)
-        if path.suffix and path.suffix.lower() != ".png":
-            raise ValueError(f"pictures are written as .png, not {path.suffix!r}: {path}")
-        if path.suffix:
-            names = [path] if len(self) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(self))]
-        else:
+        path = check_output(path)
+        if path.suffix != ".png" or path.is_dir():
             names = [path / f"{index:05d}.png" for _, index in self.seeds]
-        for name, image, caption, (seed, index) in zip(names, self.images, self.captions, self.seeds):
-            save_png(image, name, {"caption": caption, "seed": str(seed), "index": str(index), "model": self.model})
+        else:
+            names = [path] if len(self) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(self))]
+        stories = [
+            {"caption": caption, "seed": str(seed), "index": str(index), "model": self.model}
+            for caption, (seed, index) in zip(self.captions, self.seeds)
+        ]
+        write_files((name, png(image, story)) for name, image, story in zip(names, self.images, stories))
         return names
+
+
+def check_output(path: str | Path) -> Path:
+    """The path, when pictures can be written there: a .png, or a folder, there or not; else ValueError."""
+    path = Path(path)
+    try:
+        folder = path.is_dir()
+        if path.suffix and path.suffix != ".png" and not folder:
+            raise ValueError(f"pictures are written as .png or into a folder, not as {path.suffix!r}: {path}")
+        if path.suffix == ".png" and folder:
+            raise ValueError(f"{path} is a folder: give it another name, or choose a file in it")
+        parent = path.parent if path.suffix == ".png" else path
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ValueError(f"cannot write to {parent}: choose another output")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
 
 
 def to_pil(image: Float[Tensor, "3 h w"]) -> Image:
@@ -110,20 +146,24 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def save_png(image: Float[Tensor, "3 h w"], path: str | Path, text: Mapping[str, str]) -> None:
-    """Write a PNG with text fields, aside and renamed."""
-    from io import BytesIO
-
+def png(image: Float[Tensor, "3 h w"], text: Mapping[str, str]) -> bytes:
+    """A PNG with text fields, to which the package's version is added."""
     from PIL.PngImagePlugin import PngInfo
 
-    from unclip import __version__
-
     info = PngInfo()
-    for key, value in {**text, "software": f"unclip {__version__}"}.items():
+    for key, value in {**text, "version": __version__, "Software": f"unclip {__version__}"}.items():
         info.add_itxt(key, value)
     buffer = BytesIO()
     to_pil(image).save(buffer, format="PNG", pnginfo=info)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def story(path: str | Path) -> dict[str, str]:
+    """The text fields of a PNG that this package wrote."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return dict(getattr(picture, "text", {}))
 
 
 def grid(images: Sequence[Tensor] | Tensor, columns: int, gap: int = 4) -> Float[Tensor, "3 h w"]:
@@ -138,26 +178,23 @@ def grid(images: Sequence[Tensor] | Tensor, columns: int, gap: int = 4) -> Float
     return sheet
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file aside, sync and rename it; a full disk or an unwritable folder is a ValueError and leaves nothing."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def write_files(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write files aside, sync, then rename them all; a full disk or an unwritable folder is a ValueError and leaves nothing."""
+    asides: list[tuple[Path, Path]] = []
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        for path, data in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            asides.append((path.with_name(f".{path.name}.{os.getpid()}"), path))
+            with open(asides[-1][0], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for aside, path in asides:
+            os.replace(aside, path)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def story(path: str | Path) -> dict[str, Any]:
-    """The text fields of a PNG that this package wrote."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return dict(getattr(picture, "text", {}))
+    finally:
+        for aside, _ in asides:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)

@@ -8,20 +8,22 @@ masks are True where there is something real.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unclip.config import Config
-from unclip.randomness import Noise
+from .config import Config
+from .randomness import Noise
 
 Tree = TypeVar("Tree")
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
+VarianceName = Literal["small", "large", "learned", "analytic"]
 
 
 class Text(NamedTuple):
-    """A batch of captions as a text encoder sees them."""
+    """A batch of captions as a text encoder sees them.  (Being a tuple, `text[0]` and `len(text)` speak of fields: see `rows`.)"""
 
     strings: list[str]
     tokens: Int[Tensor, "b l"]
@@ -86,26 +88,32 @@ class Batch(NamedTuple):
 class Sampling(Config, frozen=True, kw_only=True):
     """How a part samples: a value, saved with each part as its default."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp_2m"] = "ddim"
+    sampler: Sampler = "ddim"
     # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
     steps: int | str | tuple[int, ...] = 50
     guidance: float = 1.0  # 1 = off
     interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
     eta: float = 0.0  # ddim only
-    variance: Literal["small", "large", "learned", "analytic"] = "small"  # ddpm only
+    variance: VarianceName = "small"  # ddpm only
     # None, "static" (clip x0 to the part's range) or the quantile of dynamic thresholding, for instance 0.995.
     threshold: Literal["static"] | float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, int) and not self.steps >= 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        words: dict[str, Any] = {"sampler": Sampler, "variance": VarianceName}
+        for name, allowed in words.items():  # values made in Python meet no JSON reader that would check them
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
+        if isinstance(self.steps, (bool, float)) or (isinstance(self.steps, int) and self.steps < 1):
+            raise ValueError(f"steps is {self.steps}; it must be a whole number of at least 1, sections or a list of timesteps")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta is {self.eta}; it must be at least 0 (0 = deterministic, 1 = as noisy as ddpm)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, but only the sampler 'ddim' has one; the sampler is {self.sampler!r}")
-        if isinstance(self.threshold, float) and not 0 < self.threshold <= 1:
+        if isinstance(self.threshold, str) and self.threshold != "static":
+            raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile or None")
+        if isinstance(self.threshold, (int, float)) and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; the quantile of dynamic thresholding lies in (0, 1]")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
@@ -190,28 +198,33 @@ class Task(nn.Module):
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """Of n drawn image embeddings keep the one with the largest z_i . z_t (unCLIP 2.2), each taken at unit length."""
     unit = nn.functional.normalize(embeds.float(), dim=-1)
-    scores = torch.einsum("bnd,bd->bn", unit, text_embed.float())
-    return embeds[torch.arange(len(embeds)), scores.argmax(1)]
+    scores = torch.einsum("bnd,bd->bn", unit, text_embed.to(unit))
+    return embeds[torch.arange(len(embeds), device=embeds.device), scores.argmax(1)]
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` to the tensors of equally built tuples, lists, dicts and NamedTuples; None and strings stay."""
-    first: Any = tree
+    return cast(Tree, _tree_map(function, tree, *others))
+
+
+def _tree_map(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     if isinstance(first, Tensor):
         return function(first, *others)
     if isinstance(first, dict):
-        return type(first)((k, tree_map(function, v, *(o[k] for o in others))) for k, v in first.items())  # type: ignore
+        return {k: _tree_map(function, v, *(o[k] for o in others)) for k, v in first.items()}
     if isinstance(first, (list, tuple)):
-        rows = [tree_map(function, *row) for row in zip(first, *others)]  # type: ignore
+        rows = [_tree_map(function, *row) for row in zip(first, *others)]
         return type(first)(*rows) if hasattr(first, "_fields") else type(first)(rows)
-    return tree
+    return first
 
 
 def move(tree: Tree, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tree:
     """The same tree on another device; floating tensors also in another type."""
+    # Only towards an accelerator: a copy to the CPU that is not waited for can be read before it has arrived.
+    ahead = device is not None and torch.device(device).type != "cpu"
 
     def one(x: Tensor) -> Tensor:
-        return x.to(device, dtype if dtype and x.is_floating_point() else None, non_blocking=True)
+        return x.to(device, dtype if dtype and x.is_floating_point() else None, non_blocking=ahead)
 
     return tree_map(one, tree)
 

@@ -97,7 +97,10 @@ class UNet(nn.Module):
 
     def encode_context(self, context: Float[Tensor, "b l c"]) -> list[Tensor]:
         """Keys and values of the context for every attention layer, once per picture: list of (b, l, 2 width)."""
-        return [block.attention.context(context) for block in self._blocks() if block.attention is not None]
+        if self.config.context_width is None:
+            raise ValueError("this UNet takes no context: its config has no context_width")
+        attentions = [block.attention for block in self._blocks() if block.attention is not None]
+        return [attention.context(context) for attention in attentions]  # type: ignore[misc]
 
     def forward(
         self,
