@@ -115,8 +115,11 @@ def main() -> None:
     steps = times["text and z_t, once per caption"] + 64 * times["cached, oneDNN, candidates: 2"]
     print(f"{'64 steps, 2 candidates':36} {steps:8.1f}")
     print(f"cached against uncached: maximum difference {error:.1e} of the output's RMS (at most 1e-4)")
-    ratio = min(times["uncached, BLAS"], times["uncached, oneDNN"]) / times["cached, oneDNN, candidates: 1"]
-    print(f"a cached step is {ratio:.1f} times faster than the fastest uncached forward (at least 5)")
+    step_time = times["cached, oneDNN, candidates: 1"]
+    ratio = min(times["uncached, BLAS"], times["uncached, oneDNN"]) / step_time
+    plain = times["uncached, BLAS"] / step_time
+    print(f"a cached step is {ratio:.1f} times faster than the fastest uncached forward (at least 5), ", end="")
+    print(f"{plain:.1f} times faster than one by F.linear")
     sys.exit(0 if ratio >= 5 and error <= 1e-4 and math.isfinite(error) else 1)
 
 

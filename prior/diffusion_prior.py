@@ -72,9 +72,7 @@ class DiffusionPrior(Part[PriorConfig]):
         return self.denoiser.loss(x0, t, eps, self._prompt(text, drop), self.config.weighting)
 
     @torch.no_grad()
-    def sample(
-        self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None
-    ) -> Float[Tensor, "b n d"]:
+    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None) -> Float[Tensor, "b n d"]:
         """Draw n raw embeddings for each caption; one noise stream per caption.  The paper keeps the best of two."""
         sampling = sampling or self.config.sampling
         _check_sampling(sampling)

@@ -35,9 +35,7 @@ class PriorNetworkConfig(Config, frozen=True, kw_only=True):
         if self.text == "clip_states" and self.states_width is None:
             raise ValueError("a prior over CLIP states needs states_width, the width of CLIP's text transformer")
         if min(self.embed_dim, self.context, self.vocab) < 1:
-            raise ValueError(
-                f"embed_dim, context and vocab are at least 1, not {self.embed_dim}, {self.context}, {self.vocab}"
-            )
+            raise ValueError(f"embed_dim, context and vocab are at least 1, not {self.embed_dim}, {self.context}, {self.vocab}")
         if self.transformer.width % 2:
             raise ValueError(f"the timestep's sinusoid needs an even width, not {self.transformer.width}")
 
@@ -79,9 +77,7 @@ class PriorNetwork(nn.Module):
             self.null_embed = nn.Parameter(0.02 * torch.randn(width))
         else:
             shape = (config.context,) if config.text == "tokens" else (config.context, config.states_width or 0)
-            self.register_buffer(
-                "empty_text", torch.zeros(shape, dtype=torch.int64 if config.text == "tokens" else None)
-            )
+            self.register_buffer("empty_text", torch.zeros(shape, dtype=torch.int64 if config.text == "tokens" else None))
             self.register_buffer("empty_embed", torch.zeros(dim))
             self.register_buffer("empty_mask", torch.zeros(config.context, dtype=torch.bool))
 
@@ -120,9 +116,7 @@ class PriorNetwork(nn.Module):
     def set_null(self, text: Text) -> None:
         """Store CLIP's empty caption, one row, as the null (config.null "empty")."""
         if self.config.null != "empty" or len(text.mask) != 1:
-            raise ValueError(
-                f"set_null takes one empty caption, for null 'empty'; got {len(text.mask)} and {self.config.null!r}"
-            )
+            raise ValueError(f"set_null takes one empty caption, for null 'empty'; got {len(text.mask)} and {self.config.null!r}")
         raw, mask, embed = self._inputs(text)
         length = raw.shape[1]
         self.empty_text.zero_()[:length], self.empty_mask.zero_()[:length] = raw[0], mask[0]
@@ -144,13 +138,9 @@ class PriorNetwork(nn.Module):
                 f"text states are {raw.shape[2]} wide, this prior reads {config.states_width}; is it another CLIP's?"
             )
         if config.text == "tokens" and int(raw.max()) >= config.vocab:
-            raise ValueError(
-                f"a caption has token {int(raw.max())}, this prior's vocabulary ends at {config.vocab - 1}"
-            )
+            raise ValueError(f"a caption has token {int(raw.max())}, this prior's vocabulary ends at {config.vocab - 1}")
         if text.embed.shape[1] != config.embed_dim:
-            raise ValueError(
-                f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {config.embed_dim}"
-            )
+            raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {config.embed_dim}")
         raw = raw.to(weight.device) if config.text == "tokens" else raw.to(weight.device, weight.dtype)
         return raw, text.mask.to(weight.device), text.embed.to(weight.device, weight.dtype)
 

@@ -11,9 +11,7 @@ from torch.nn.functional import normalize
 
 ScalingKind = Literal["std", "sqrt_d", "statistics"]
 
-STD = (
-    17.2 / 32
-)  # unCLIP 2.2 multiplies unit vectors of 1024 dimensions by 17.2: 0.5375 per dimension, as ImageNet's pixels
+STD = 17.2 / 32  # unCLIP 2.2 multiplies unit vectors of 1024 dimensions by 17.2: 0.5375 per dimension, as ImageNet's pixels
 
 
 class Scaling(nn.Module):
@@ -50,9 +48,7 @@ class Scaling(nn.Module):
             # Rounding leaves a constant dimension with a std of some 1e-8 of its size.
             dead = (std <= 1e-6 * x.abs().amax(0).clamp(min=1e-12)).nonzero().flatten().tolist()
             if dead:
-                raise ValueError(
-                    f"the embeddings do not vary in dimension {dead[:8]}: give more of them, or use scaling 'std'"
-                )
+                raise ValueError(f"the embeddings do not vary in dimension {dead[:8]}: give more of them, or use scaling 'std'")
             self.mean.copy_(mean)
             self.std.copy_(std)
         self.norm.copy_(norm)

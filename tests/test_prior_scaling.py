@@ -36,9 +36,7 @@ def test_there_and_back(kind, embedding):
         assert torch.allclose(x.std(0, unbiased=False), torch.ones(32), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind, embedding", [("statistics", "unit"), ("statistics", "raw"), ("std", "raw"), ("sqrt_d", "raw")]
-)
+@pytest.mark.parametrize("kind, embedding", [("statistics", "unit"), ("statistics", "raw"), ("std", "raw"), ("sqrt_d", "raw")])
 def test_missing_statistics_are_refused(kind, embedding):
     scaling = Scaling(32, kind, embedding)
     for use in (scaling.scale, scaling.unscale):

@@ -51,9 +51,7 @@ def test_precomputed_and_frozen_clip_agree(prior):
     assert clip.calls == ["image", "text"]  # what the batch has is not computed again
     live.total.sum().backward()
     assert clip.layer.weight.grad is None
-    assert {id(p) for p in task.parameters()} == {
-        id(p) for p in prior.parameters()
-    }  # the teacher is neither trained nor saved
+    assert {id(p) for p in task.parameters()} == {id(p) for p in prior.parameters()}  # the teacher is neither trained nor saved
 
 
 def test_a_batch_that_lacks_something_is_refused(prior):

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 if TYPE_CHECKING:
-    from unclip.pipeline import UnCLIP
-    from unclip.types import Sampling
+    from .pipeline import UnCLIP
+    from .types import Sampling
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 # The paper's steps (Table 3): prior 64 with analytic variance, decoder 250, upsamplers 27 and 15 with DDIM.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
-        "prior": {"sampler": "ddpm", "steps": 64, "variance": "analytic"},
-        "decoder": {"sampler": "ddpm", "steps": 250},
-        "upsampler_256": {"sampler": "ddim", "steps": 27},
-        "upsampler_1024": {"sampler": "ddim", "steps": 15},
+        "prior": {"sampler": "ddpm", "steps": 64, "variance": "analytic", "eta": 0.0},
+        "decoder": {"sampler": "ddpm", "steps": 250, "variance": "learned", "eta": 0.0},
+        "upsampler 1": {"sampler": "ddim", "steps": 27, "eta": 0.0},
+        "upsampler 2": {"sampler": "ddim", "steps": 15, "eta": 0.0},
     }
 }
 
+HOUSES = [Path(__file__).parents[1] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
 Model = Annotated[str, typer.Option(help="A shipped name, a folder, or a Hugging Face hub id.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"unclip {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
+) -> None:
     """unCLIP (DALL-E 2): pictures for captions, with trained weights inside."""
 
 
@@ -53,10 +65,14 @@ def generate(
 ) -> None:
     """Draw pictures for captions."""
     with _Errors():
-        _check_output(output, many=len(captions) * n > 1)
+        from .results import check_output
+
+        check_output(output)  # before minutes are spent on what could not be written
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         pipe = _load(model, device, dtype)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
-        with _Bars() as bars:
+        with _Bars(pipe, samplings) as bars:
             result = pipe.generate(
                 captions,
                 n=n,
@@ -65,7 +81,7 @@ def generate(
                 size=size,
                 prior=samplings["prior"],
                 decoder=samplings["decoder"],
-                upsamplers=[samplings[name] for name in pipe.parts if name.startswith("upsampler_")],
+                upsamplers=[samplings[name] for name in _upsamplers(pipe)],
                 progress=bars,
             )
         for path in result.save(output):
@@ -76,7 +92,7 @@ def generate(
 def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji") -> None:
     """Print parts, parameters, sampling defaults and provenance of a model."""
     with _Errors():
-        from unclip import __version__
+        from . import __version__
 
         pipe = _load(model, "cpu", "float32")
         typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
@@ -94,52 +110,66 @@ def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or
 def settings(
     pipe: UnCLIP, preset: str | None, steps: str | None, guidance: float | None, prior_guidance: float | None
 ) -> dict[str, Sampling]:
-    """Each stage's `Sampling`: its own default, changed by the preset, then by the options."""
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    parts = {name: part.config.sampling for name, part in pipe.parts.items() if name != "clip"}
-    changes: dict[str, dict[str, Any]] = {name: dict((PRESETS[preset] if preset else {}).get(name, {})) for name in parts}
-    if preset and "variance" not in changes["decoder"]:
-        learned = pipe.decoder.config.variance == "learned"
-        changes["decoder"]["variance"] = "learned" if learned else "small"
+    """Each stage's `Sampling`: its own default, changed by the preset, then by the options, and checked against the stage."""
+    parts = {name: part for name, part in pipe.parts.items() if name != "clip"}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    if preset is not None:
+        roles = dict(zip(("prior", "decoder", *_upsamplers(pipe)), ("prior", "decoder", "upsampler 1", "upsampler 2")))
+        changes |= {name: dict(PRESETS[preset][role]) for name, role in roles.items()}
+        if parts["decoder"].config.variance != "learned":
+            changes["decoder"]["variance"] = "small"
     for setting in steps.split(",") if steps else []:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in parts or not value.strip().isdigit():
+        name, equals, value = (word.strip() for word in setting.partition("="))
+        if not equals or name not in parts or not value.isdecimal():
             raise ValueError(f"--steps {setting!r} not understood: write {'|'.join(parts)}=number, separated by commas")
         changes[name]["steps"] = int(value)
     if guidance is not None:
         changes["decoder"]["guidance"] = guidance
     if prior_guidance is not None:
         changes["prior"]["guidance"] = prior_guidance
-    return {name: sampling.replace(**changes[name]) for name, sampling in parts.items()}
+    return {name: _sampling(name, part, changes[name]) for name, part in parts.items()}
+
+
+def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Sampling:
+    """The part's own `Sampling` with changes; what it cannot do is refused now, not after the stages before it."""
+    from .diffusion.schedule import spaced
+
+    try:
+        sampling: Sampling = part.config.sampling.replace(**changes)
+        visited = [t for t in spaced(part.schedule.T, sampling.steps) if t > 0]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    measured = getattr(part, "x0_variance", None)
+    if sampling.sampler == "ddpm" and sampling.variance == "analytic" and measured is not None:
+        missing = int(measured[visited].isnan().sum())
+        if missing:
+            raise ValueError(
+                f"{name}: its analytic variance was not measured at {missing} of the {len(visited)} timesteps of steps "
+                f"{sampling.steps}; leave out the option or preset that asks for them, or measure them in Python "
+                "(prior.measure_variance) and save the model again"
+            )
+    return sampling
+
+
+def _upsamplers(pipe: UnCLIP) -> list[str]:
+    return [name for name in pipe.parts if name.startswith("upsampler_")]
 
 
 def _load(model: str, device: str, dtype: str) -> UnCLIP:
     import torch
 
-    from unclip.pipeline import UnCLIP
+    from .pipeline import DTYPES, UnCLIP
 
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    types = {str(t).removeprefix("torch."): t for t in DTYPES}
     if dtype not in types:
         raise ValueError(f"no dtype {dtype!r}; there are {', '.join(types)}")
     try:
-        torch.empty(0, device=device)
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return UnCLIP.from_pretrained(model).to(device, types[dtype])
-
-
-def _check_output(path: Path, many: bool) -> None:
-    """Refuse what could not be written before minutes are spent on it."""
-    if path.suffix and path.suffix.lower() != ".png":
-        raise ValueError(f"pictures are written as .png or into a folder, not as {path.suffix!r}: {path}")
-    if path.suffix and path.is_dir():
-        raise ValueError(f"{path} is a folder")
-    folder = path.parent if path.suffix else path
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"cannot write to {folder}: choose another output")
 
 
 def _echo_tree(tree: Any, indent: int = 2) -> None:
@@ -153,37 +183,84 @@ def _echo_tree(tree: Any, indent: int = 2) -> None:
 
 
 class _Errors:
-    """ValueError -> one line and status 2; warnings -> one line each."""
+    """A known kind of error -> one line and status 2.  This package's own warnings -> one line each; libraries' are not shown."""
 
     def __enter__(self) -> None:
-        warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        self.logging = logging.root.manager.disable
+        logging.disable(logging.WARNING)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ValueError, MemoryError, OSError)):
-            print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        self.warnings.__exit__(kind, error, trace)
+        logging.disable(self.logging)
+        # Torch tells of exhausted memory by a RuntimeError; its other ones are faults of ours and keep their traceback.
+        exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+        if exhausted:
+            _say("error", "out of memory: draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16")
+        elif isinstance(error, (ValueError, OSError)):
+            _say("error", error)
+        if exhausted or isinstance(error, (ValueError, OSError)):
             raise typer.Exit(2) from None
 
 
-class _Bars:
-    """One progress bar per stage, on standard error."""
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning) and any(Path(filename).is_relative_to(house) for house in HOUSES):
+        _say("warning", message)
 
-    def __init__(self) -> None:
+
+def _say(kind: str, message: object) -> None:
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+class _Bars:
+    """One progress bar per stage, counting the steps of its network; on standard error, and only when a person watches."""
+
+    def __init__(self, pipe: UnCLIP, samplings: Mapping[str, Sampling]):
+        from .diffusion.schedule import spaced
+
         self.bars: dict[str, Any] = {}
+        self.steps = {name: len(spaced(pipe.parts[name].schedule.T, how.steps)) - 1 for name, how in samplings.items()}
+        self.hooks = [pipe.parts[name].network.register_forward_hook(partial(self.step, name)) for name in samplings]
 
     def __enter__(self) -> _Bars:
         return self
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def step(self, stage: str, *_: Any) -> None:
         from tqdm import tqdm
 
-        bar = self.bars.setdefault(stage, None) or tqdm(desc=f"{stage:15}", total=total, file=sys.stderr)
-        self.bars[stage] = bar
-        bar.update(done - bar.n)
+        if stage not in self.bars:
+            self.bars[stage] = tqdm(desc=stage, total=self.steps[stage], unit="step", file=sys.stderr, disable=None)
+        self.bars[stage].update()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Pictures come in chunks, each of which counts its steps from 0."""
+        bar = self.bars.get(stage)
+        if bar is None:
+            return
+        bar.set_description(f"{stage} {done}/{total}")
+        if done < total:
+            bar.reset()
 
     def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
         for bar in self.bars.values():
             bar.close()
 
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,22 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unclip import checkpoint
 from unclip.clip.identity import identity, same_identity
-from unclip.randomness import Noise
-from unclip.results import Generation, Latent
-from unclip.types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of
+
+from . import checkpoint
+from .randomness import Noise
+from .results import Generation, Latent
+from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, move
 
 Progress = Callable[[str, int, int], None]  # (stage, pictures done, pictures in all)
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
+EMBEDDINGS_AT_ONCE = 64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class UnCLIP:
     """A CLIP, a prior, a decoder and upsamplers that were trained with that CLIP's embeddings.
 
-    Parts are anything that keeps the contracts of `unclip.types`.  `candidates`: how many embeddings are drawn per picture, of
-    which the one nearest the caption is kept (unCLIP 2.2: two).  `clip_identity`: what the parts' own CLIP answers to fixed
-    inputs; another CLIP is refused.
+    Parts are anything that keeps the contracts of `unclip.types`; modules among them are put in evaluation mode.
+    `candidates`: how many embeddings are drawn per picture, of which the one nearest the caption is kept (unCLIP 2.2: two).
+    `clip_identity`: what the CLIP that the parts were trained with answers to fixed inputs; another CLIP is refused.  Parts that
+    `from_pretrained` has loaded bring theirs along.
     """
 
     def __init__(
@@ -41,18 +46,29 @@ class UnCLIP:
         provenance: Mapping[str, Any] | None = None,
         clip_identity: Mapping[str, Any] | None = None,
     ):
-        kept = [(clip, ImageTextEncoder), (prior, Prior), (decoder, Decoder), *((u, Upsampler) for u in upsamplers)]
-        for part, contract in kept:
-            if not isinstance(part, contract):
-                raise ValueError(f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types")
+        self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
+        _keep(clip, ImageTextEncoder)
+        _keep(prior, Prior)
+        _keep(decoder, Decoder)
+        for upsampler in self.upsamplers:
+            _keep(upsampler, Upsampler)
+            if upsampler.scale < 2:
+                raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; at least one embedding must be drawn")
-        self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
+        modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        for module in modules:
+            module.eval()
+        weights = [next(module.parameters(), None) for module in modules]
+        self.device = next((weight.device for weight in weights if weight is not None), torch.device("cpu"))
+        self.dtype = torch.float32
         self.candidates, self.name, self.provenance = candidates, name, dict(provenance or {})
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.clip_identity = dict(clip_identity) if clip_identity is not None else identity(clip)
-        if clip_identity is not None:
-            same_identity(clip_identity, identity(clip))
+        own = identity(clip)
+        known = [clip_identity, *(getattr(part, "clip_identity", None) for part in (prior, decoder))]
+        expected = [dict(record) for record in known if record is not None]
+        for record in expected:
+            same_identity(record, own)
+        self.clip_identity = expected[0] if expected else own
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -65,11 +81,13 @@ class UnCLIP:
     @property
     def parts(self) -> dict[str, Any]:
         """The parts by the names they are stored under."""
-        parts = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder}
+        parts: dict[str, Any] = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder}
         return parts | {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> UnCLIP:
         """Move all parts to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
         if device is not None:
             self.device = torch.device(device)
             for part in self.parts.values():
@@ -97,27 +115,23 @@ class UnCLIP:
         first + k of the seed: `generate(its_caption, seed=seed, first=first + k)` makes it again alone.  `prior`, `decoder`
         and `upsamplers` replace the parts' own `Sampling`.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
         """
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = _checked([captions] if isinstance(captions, str) else list(captions))
         stages = self._stages(size)
         settings = list(upsamplers) if upsamplers is not None else [None] * len(self.upsamplers)
         if not captions or n < 1 or first < 0:
             raise ValueError(f"{len(captions)} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
         if len(settings) != len(self.upsamplers):
             raise ValueError(f"{len(settings)} settings for {len(self.upsamplers)} upsamplers; give one each (None = its own)")
+        timesteps = self.decoder.timesteps(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + len(captions) * n))
         report = progress or (lambda stage, done, total: None)
 
         with self._autocast():
-            text = self.clip.encode_text(captions).repeat(n)
-            embeds = []
-            for rows in _chunks(len(noise), 64):
-                drawn = self.prior.sample(
-                    text.rows(rows), noise=noise.at("prior")[rows], n=self.candidates, sampling=prior
-                )
-                embeds.append(best_of(drawn, text.embed[rows]))
-                report("prior", rows.stop, len(noise))
-            image_embed = torch.cat(embeds)
-            latent = self._latent(image_embed, text, noise.at("decoder"), decoder)
+            text = move(self.clip.encode_text(captions), None, torch.float32).repeat(n)
+            image_embed = self._embeddings(text, noise.at("prior"), prior, report)
+            size_0 = self.decoder.image_size
+            x_t = noise.at("decoder").at("x_T").normal((3, size_0, size_0))
+            latent = Latent(image_embed, x_t, timesteps[0], tuple(timesteps), tuple(text.strings), self._models())
             images = {stages[0]: self._decode(latent, text, noise.at("decoder"), decoder, report)}
             for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
                 images[high] = self._upsample(upsampler, images[low], high, noise.at(f"upsampler_{high}"), sampling, report)
@@ -130,11 +144,24 @@ class UnCLIP:
             model=self.name,
         )
 
+    def _embeddings(self, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
+        kept = []
+        for rows in _chunks(len(noise), EMBEDDINGS_AT_ONCE):
+            some = text.rows(rows)
+            drawn = self.prior.sample(some, noise=noise[rows], n=self.candidates, sampling=sampling)
+            # Without a caption there is nothing to be near to: the first draw is the unconditional one.
+            nearest, blank = best_of(drawn, some.embed), some.blank.to(drawn.device)
+            kept.append(torch.where(blank[:, None], drawn[:, 0], nearest).float().cpu())
+            report("prior", rows.stop, len(noise))
+        return torch.cat(kept)
+
     def _decode(self, latent: Latent, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
         pictures = []
         for rows in _chunks(len(latent), max(1, PIXELS_AT_ONCE // self.decoder.image_size**2)):
-            cond = Cond(latent.image_embed[rows], text.rows(rows) if "text" in self.decoder.takes else None)
-            x = self.decoder.sample(cond, noise=noise[rows], x_t=latent.x_t[rows], t=latent.t, sampling=sampling)
+            embed, x_t = (x[rows].to(self.device) for x in (latent.image_embed, latent.x_t))
+            offered = Cond(embed, text.rows(rows))
+            cond = Cond(**{name: getattr(offered, name) for name in self.decoder.takes})
+            x = self.decoder.sample(cond, noise=noise[rows], x_t=x_t, t=latent.t, sampling=sampling)
             pictures.append(x.float().cpu())
             report("decoder", rows.stop, len(latent))
         return torch.cat(pictures)
@@ -149,17 +176,17 @@ class UnCLIP:
             report(f"upsampler_{size}", rows.stop, len(low))
         return torch.cat(pictures)
 
-    def _latent(self, image_embed: Tensor, text: Text, noise: Noise, sampling: Sampling | None) -> Latent:
-        """The latent pair before the picture is drawn: x_T is the noise that the decoder starts from."""
-        timesteps = self.decoder.timesteps(sampling)
-        x_t = noise.at("x_T").normal((3, self.decoder.image_size, self.decoder.image_size))
-        return Latent(image_embed.float().cpu(), x_t, timesteps[0], timesteps, tuple(text.strings), {"pipeline": self.name})
-
     def _stages(self, size: int | None) -> tuple[int, ...]:
-        size = size or self.sizes[-1]
+        if size is None:
+            return self.sizes
         if size not in self.sizes:
             raise ValueError(f"size is {size}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
         return self.sizes[: self.sizes.index(size) + 1]
+
+    def _models(self) -> dict[str, str]:
+        """What a latent belongs to, by name and by fingerprint."""
+        clip = hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
 
     def _autocast(self) -> Any:
         if self.dtype == torch.float32:
@@ -186,26 +213,52 @@ class UnCLIP:
         checkpoint.write_folder(folder, write)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> UnCLIP:
-        """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"."""
+    def from_pretrained(cls, source: str | Path, classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None) -> UnCLIP:
+        """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name".
+
+        classes: what class names of the checkpoint mean that are not unclip's own, as {"MyPrior": MyPrior}.
+        """
         folder = checkpoint.find(source)
         index = checkpoint.Index.load(folder / checkpoint.INDEX)
-        parts = {name: checkpoint.load_part(folder / name, kind) for name, kind in index.parts.items()}
-        missing = [name for name in ("clip", "prior", "decoder") if name not in parts]
-        if missing:
-            raise ValueError(f"{folder / checkpoint.INDEX} names no {', '.join(missing)}")
-        clip, prior, decoder = (parts.pop(name) for name in ("clip", "prior", "decoder"))
-        about = folder / checkpoint.PROVENANCE
-        return cls(
-            clip,  # type: ignore[arg-type]
-            prior,  # type: ignore[arg-type]
-            decoder,  # type: ignore[arg-type]
-            list(parts.values()),  # type: ignore[arg-type]
+        provenance = checkpoint.read_provenance(folder / checkpoint.PROVENANCE)
+        known = dict(classes or {})
+        parts: dict[str, Any] = {
+            name: checkpoint.load_part(folder / name, known.get(index.parts[name], index.parts[name]))
+            for name in ("clip", "prior", "decoder", *index.upsamplers)
+        }
+        pipe = cls(
+            parts["clip"],
+            parts["prior"],
+            parts["decoder"],
+            [parts[name] for name in index.upsamplers],
             candidates=index.candidates,
             name=index.name,
-            provenance=json.loads(about.read_text()) if about.is_file() else None,
+            provenance=provenance,
             clip_identity=index.clip_identity,
         )
+        for name in ("prior", "decoder"):  # in a pipeline of other parts they still know their CLIP
+            parts[name].clip_identity = pipe.clip_identity
+        return pipe
+
+
+def _keep(part: object, contract: type) -> None:
+    """ValueError unless the part has what the contract asks for."""
+    methods = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
+    lacks = [name for name in (*contract.__annotations__, *methods) if not hasattr(part, name)]
+    if isinstance(part, type):
+        raise ValueError(f"a part is an object, not the class {part.__name__} itself")
+    if lacks:
+        told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
+        raise ValueError(f"{told}: it lacks {', '.join(lacks)}")
+
+
+def _checked(captions: list[str]) -> list[str]:
+    for caption in captions:
+        try:
+            caption.encode()
+        except (AttributeError, UnicodeEncodeError):  # half of a surrogate pair, or bytes of another encoding
+            raise ValueError(f"a caption is text, not {caption!r}") from None
+    return captions
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

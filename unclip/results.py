@@ -107,10 +107,10 @@ class Generation:
         folder for 00000.png, ... by index.
         """
         path = check_output(path)
-        if path.suffix != ".png" or path.is_dir():
-            names = [path / f"{index:05d}.png" for _, index in self.seeds]
-        else:
+        if path.suffix.lower() == ".png":
             names = [path] if len(self) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(self))]
+        else:
+            names = [path / f"{index:05d}.png" for _, index in self.seeds]
         stories = [
             {"caption": caption, "seed": str(seed), "index": str(index), "model": self.model}
             for caption, (seed, index) in zip(self.captions, self.seeds)
@@ -123,12 +123,12 @@ def check_output(path: str | Path) -> Path:
     """The path, when pictures can be written there: a .png, or a folder, there or not; else ValueError."""
     path = Path(path)
     try:
-        folder = path.is_dir()
-        if path.suffix and path.suffix != ".png" and not folder:
+        is_png, is_folder = path.suffix.lower() == ".png", path.is_dir()
+        if path.suffix and not is_png and not is_folder:
             raise ValueError(f"pictures are written as .png or into a folder, not as {path.suffix!r}: {path}")
-        if path.suffix == ".png" and folder:
-            raise ValueError(f"{path} is a folder: give it another name, or choose a file in it")
-        parent = path.parent if path.suffix == ".png" else path
+        if is_png and is_folder:
+            raise ValueError(f"{path} is a folder: name a file in it, or a folder that does not end in .png")
+        parent = path.parent if is_png else path
         while not parent.exists():
             parent = parent.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK):

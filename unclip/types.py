@@ -23,7 +23,7 @@ VarianceName = Literal["small", "large", "learned", "analytic"]
 
 
 class Text(NamedTuple):
-    """A batch of captions as a text encoder sees them.  (Being a tuple, `text[0]` and `len(text)` speak of fields: see `rows`.)"""
+    """A batch of captions as a text encoder sees them.  A tuple of fields: `text.rows` takes captions, `text[0]` does not."""
 
     strings: list[str]
     tokens: Int[Tensor, "b l"]
@@ -137,9 +137,7 @@ class Prior(Protocol):
 
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
 
-    def sample(
-        self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None
-    ) -> Float[Tensor, "b n d"]: ...
+    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None) -> Float[Tensor, "b n d"]: ...
 
 
 @runtime_checkable

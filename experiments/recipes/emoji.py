@@ -159,7 +159,7 @@ def upsampler_256() -> UpsamplerRecipe:
             crops_per_image=2,
         ),
         train=TrainConfig(
-            steps=4000, batch=16, lr=5e-4, warmup=200, decay="constant", ema=0.998, precision="bfloat16",
+            steps=1800, batch=16, lr=6e-4, warmup=100, ema=0.995, precision="bfloat16",
             channels_last=True, sample_every=500,
         ),
     )  # fmt: skip
@@ -179,7 +179,7 @@ def upsampler_1024() -> UpsamplerRecipe:
             sampling=Sampling(sampler="ddim", steps=15, threshold="static"),
         ),
         train=TrainConfig(
-            steps=2000, batch=2, lr=5e-4, warmup=200, decay="constant", ema=0.998, precision="bfloat16",
+            steps=1000, batch=2, lr=6e-4, warmup=100, ema=0.99, precision="bfloat16",
             channels_last=True, sample_every=500,
         ),
     )  # fmt: skip

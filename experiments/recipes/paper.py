@@ -1,0 +1,225 @@
+"""Table 3 of unCLIP (arXiv 2204.06125, App. C) as values: every stage at the paper's size, trained as it says.
+
+Where the paper is silent a comment says what was taken instead.  Silent for all stages: warm-up and decay of the learning rate
+(here: constant after 1,000 steps; ADM keeps it constant), gradient clipping (1.0), precision (bfloat16; GLIDE float16).
+Pictures and captions come from a folder (unclip.data.image_text), the CLIP that the prior and the decoder read from a saved one:
+
+    python experiments/train.py paper.clip folder=pictures
+    python experiments/train.py paper.decoder folder=pictures clip=runs/paper.clip/model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+from experiments.recipes import Recipe
+from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig, PriorTask
+from unclip.checkpoint import Part
+from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from unclip.data.image_text import ImageText
+from unclip.diffusion.schedule import ScheduleConfig
+from unclip.nn.transformer import TransformerConfig
+from unclip.nn.unet import UNetConfig
+from unclip.training import TrainConfig
+from unclip.types import Sampling, Task
+from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
+
+M = TypeVar("M")
+
+CLIP_SIZE, EMBED = 256, 1024
+TEXT = TransformerConfig(width=2048, layers=24, heads=32)  # of the prior, and of the decoder's text encoder
+# Text context 256.  Token ids come from CLIP's tokenizer, which cuts captions at 77, so that the rest is always padding.
+CONTEXT = 256
+
+
+class PaperRecipe(Recipe, frozen=True, kw_only=True):
+    """A recipe over a folder of captioned pictures.
+
+    The paper: about 650M pictures for CLIP, of which the 250M of DALL-E's set for all other stages.
+    """
+
+    folder: str = ""
+    size: int  # of the pictures read, in pixels
+
+    def data(self) -> ImageText:
+        if not self.folder:
+            raise ValueError("no pictures to train on: name a folder of captioned pictures, folder=/path/to/pictures")
+        return ImageText(self.folder, self.size)
+
+    def finish(self, model: nn.Module, run_dir: Path) -> None:
+        """Save the part as runs/.../model, for the stages that need it and for `from_pretrained`."""
+        if isinstance(model, Part) and not (run_dir / "model").exists():
+            model.save_pretrained(run_dir / "model")
+
+    def fresh(self, build: Callable[[], M]) -> M:
+        """New weights from the recipe's own seed, without touching torch's global generator."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            return build()
+
+
+class WithClipRecipe(PaperRecipe, frozen=True, kw_only=True):
+    """A recipe whose stage learns from the embeddings of a trained CLIP."""
+
+    clip: str = ""
+
+    def teacher(self) -> CLIP:
+        if not self.clip:
+            raise ValueError("no CLIP to make embeddings with: name the folder of a saved one, clip=runs/paper.clip/model")
+        return CLIP.from_pretrained(self.clip).requires_grad_(False)
+
+
+class ClipRecipe(PaperRecipe, frozen=True, kw_only=True):
+    model: CLIPConfig
+    task: CLIPTaskConfig
+
+    def build(self) -> tuple[Task, ImageText]:
+        data = self.data()
+        return CLIPTask(self.fresh(lambda: CLIP(self.model)), self.task), data
+
+
+def clip() -> ClipRecipe:
+    """ViT-H/16 at 256 pixels; "everything else as in CLIP", so what App. C does not name is from Radford et al. 2021."""
+    return ClipRecipe(
+        size=CLIP_SIZE,
+        model=CLIPConfig(
+            architecture=Architecture(
+                embed_dim=EMBED,
+                # Heads are in neither paper: 16 of 80 as in every ViT-H, 16 of 64 as in every text tower of CLIP.
+                vision=VisionTower(image_size=CLIP_SIZE, patch_size=16, width=1280, layers=32, head_width=80),
+                text=TextTower(context_length=77, width=1024, layers=24, heads=16),
+            )
+        ),
+        # Rho of SAM, perturbed per replica with 64 samples each.  CLIP's only augmentation, random square crops, is left
+        # out: pictures are cropped at the centre.
+        task=CLIPTaskConfig(sam=0.1),
+        # Steps are not given: CLIP's 32 epochs over 650M pictures.  CLIP keeps no average of its weights.
+        train=TrainConfig(
+            steps=32 * 650_000_000 // 32_768, batch=32_768, lr=3e-4, warmup=2000, decay="cosine", weight_decay=0.2,
+            betas=(0.9, 0.98), eps=1e-6, ema=0.0, precision="bfloat16",
+        ),
+    )  # fmt: skip
+
+
+class PriorRecipe(WithClipRecipe, frozen=True, kw_only=True):
+    model: PriorConfig
+
+    def build(self) -> tuple[Task, ImageText]:
+        data, teacher = self.data(), self.teacher()
+        # No statistics to fit: the paper scales directions by a constant, and the decoder reads directions.
+        return PriorTask(self.fresh(lambda: DiffusionPrior(self.model)), teacher), data
+
+
+def prior() -> PriorRecipe:
+    """The diffusion prior; its 24 blocks hold 1.21B weights where Table 3 says 1B.
+
+    Sampling by analytic variance wants `DiffusionPrior.measure_variance` after training.
+    """
+    return PriorRecipe(
+        size=CLIP_SIZE,
+        model=PriorConfig(
+            network=PriorNetworkConfig(transformer=TEXT, embed_dim=EMBED, text="tokens", context=CONTEXT),
+            schedule=ScheduleConfig(name="cosine"),
+            embedding="unit",
+            scaling="std",  # 17.2 for unit vectors of 1,024 dimensions
+            text_drop=0.1,
+            sampling=Sampling(sampler="ddpm", steps=64, variance="analytic"),
+        ),
+        train=TrainConfig(
+            steps=600_000, batch=4096, lr=1.1e-4, warmup=1000, decay="constant", weight_decay=6.0e-2,
+            betas=(0.9, 0.96), eps=1e-6, ema=0.9999, precision="bfloat16",
+        ),
+    )  # fmt: skip
+
+
+class DecoderRecipe(WithClipRecipe, frozen=True, kw_only=True):
+    model: DecoderConfig
+
+    def build(self) -> tuple[Task, ImageText]:
+        data, teacher = self.data(), self.teacher()
+        return DecoderTask(self.fresh(lambda: Decoder(self.model)), teacher), data
+
+
+def decoder() -> DecoderRecipe:
+    """GLIDE's 3.5B: a UNet of 2.3B and a text transformer of 1.2B, with the CLIP embedding added."""
+    return DecoderRecipe(
+        size=CLIP_SIZE,  # what CLIP sees; the task brings it to the decoder's 64
+        model=DecoderConfig(
+            image_size=64,
+            unet=UNetConfig(
+                out_channels=6,
+                channels=512,
+                depth=3,
+                multiple=(1, 2, 3, 4),
+                attention=(1, 2, 3),  # 32, 16 and 8 pixels
+                head_channels=64,
+                dropout=0.1,
+                context_width=2048,
+            ),
+            embed_dim=EMBED,
+            embedding="unit",
+            image_tokens=4,
+            text=TextEncoderConfig(kind="tokens", context=CONTEXT, transformer=TEXT),
+            schedule=ScheduleConfig(name="cosine"),
+            predicts="eps",
+            variance="learned",
+            image_drop=0.1,  # section 2.1; 5.1 and Fig. 8 say 5 %, perhaps those that keep the caption, 10 % x 50 %
+            text_drop=0.5,
+            # 1.25 is best by FID (Table 2); the figures use other scales, mostly not published.
+            sampling=Sampling(sampler="ddpm", steps=250, variance="learned", guidance=1.25, threshold="static"),
+        ),
+        # Table 3 has no weight decay here; ADM, whose settings these are, has none either.
+        train=TrainConfig(
+            steps=800_000, batch=2048, lr=1.2e-4, warmup=1000, decay="constant", weight_decay=0.0,
+            betas=(0.9, 0.999), eps=1e-8, ema=0.9999, precision="bfloat16", channels_last=True,
+        ),
+    )  # fmt: skip
+
+
+class UpsamplerRecipe(PaperRecipe, frozen=True, kw_only=True):
+    model: UpsamplerConfig
+
+    def build(self) -> tuple[Task, ImageText]:
+        data = self.data()
+        return UpsamplerTask(self.fresh(lambda: Upsampler(self.model))), data
+
+
+def upsampler_256() -> UpsamplerRecipe:
+    """64 -> 256 pixels, trained on crops of a quarter of the side."""
+    return UpsamplerRecipe(
+        size=256,
+        model=UpsamplerConfig(
+            unet=UNetConfig(in_channels=6, channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1),
+            schedule=ScheduleConfig(name="cosine"),
+            predicts="eps",
+            resize="bicubic",  # GLIDE's paper; its code is bilinear
+            # Kernel 3, sigma 0.6.  How many pictures are blurred is not given; half of them in cascaded diffusion.
+            corruption=CorruptionConfig(kind="blur", probability=0.5, kernel=3, sigma=(0.6, 0.6)),
+            crop=0.25,
+            # 27 steps; GLIDE's own 27, "fast27", are spaced unevenly, and the paper does not say which.
+            sampling=Sampling(sampler="ddim", steps=27, threshold="static"),
+        ),
+        train=decoder().train.replace(steps=1_000_000, batch=1024),
+    )
+
+
+def upsampler_1024() -> UpsamplerRecipe:
+    """256 -> 1024 pixels: ADM's 256-pixel layout without attention, on a linear schedule."""
+    base = upsampler_256()
+    return base.replace(
+        size=1024,
+        model=base.model.replace(
+            unet=UNetConfig(in_channels=6, channels=192, depth=2, multiple=(1, 1, 2, 2, 4, 4)),  # dropout is not given
+            schedule=ScheduleConfig(name="linear"),
+            corruption=CorruptionConfig(kind="bsr"),  # latent diffusion's; the paper does not say full or light
+            sampling=base.model.sampling.replace(steps=15),
+        ),
+        train=base.train.replace(batch=512, lr=1.0e-4),
+    )

@@ -1,0 +1,205 @@
+"""The paper's recipes: Table 3 as printed, sizes on the meta device, and that each recipe trains (made tiny)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from benchmarks import paper_sizes
+from PIL import Image
+
+from experiments.recipes import find, names, paper
+from unclip.clip.encoder import CLIP
+from unclip.randomness import Noise
+
+# rows of Table 3: stage -> (schedule, sampling steps, weight decay, batch, iterations, learning rate, beta2, eps, EMA)
+TABLE3 = {
+    "prior": ("cosine", 64, 6.0e-2, 4096, 600_000, 1.1e-4, 0.96, 1e-6, 0.9999),
+    "decoder": ("cosine", 250, 0.0, 2048, 800_000, 1.2e-4, 0.999, 1e-8, 0.9999),
+    "upsampler_256": ("cosine", 27, 0.0, 1024, 1_000_000, 1.2e-4, 0.999, 1e-8, 0.9999),
+    "upsampler_1024": ("linear", 15, 0.0, 512, 1_000_000, 1.0e-4, 0.999, 1e-8, 0.9999),
+}
+STAGES = ("clip", *TABLE3)
+
+
+@cache
+def sizes() -> dict[tuple[str, str], paper_sizes.Row]:
+    return {(row.stage, row.part): row for row in paper_sizes.rows()}
+
+
+def test_every_stage_has_a_recipe():
+    assert {f"paper.{stage}" for stage in STAGES} == {name for name in names() if name.startswith("paper.")}
+    for stage in STAGES:
+        recipe = find(f"paper.{stage}")
+        assert type(recipe).from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("stage", TABLE3)
+def test_table_3(stage):
+    recipe = find(f"paper.{stage}")
+    train, model = recipe.train, recipe.model
+    assert (
+        model.schedule.name, model.sampling.steps, train.weight_decay, train.batch, train.steps, train.lr,
+        train.betas[1], train.eps, train.ema,
+    ) == TABLE3[stage]  # fmt: skip
+    assert train.betas[0] == 0.9 and model.schedule.steps == 1000
+
+
+def test_table_3_networks():
+    unets = {stage: getattr(paper, stage)().model.unet for stage in ("decoder", "upsampler_256", "upsampler_1024")}
+    assert [u.channels for u in unets.values()] == [512, 320, 192]
+    assert [u.depth for u in unets.values()] == [3, 3, 2]
+    assert [u.multiple for u in unets.values()] == [(1, 2, 3, 4), (1, 2, 3, 4), (1, 1, 2, 2, 4, 4)]
+    assert [u.dropout for u in unets.values()] == [0.1, 0.1, 0.0]
+    assert [u.patch for u in unets.values()] == [1, 1, 1]
+    decoder, prior = paper.decoder().model, paper.prior().model
+    assert [decoder.image_size // 2**level for level in decoder.unet.attention] == [32, 16, 8]
+    assert unets["upsampler_256"].attention == unets["upsampler_1024"].attention == ()
+    assert decoder.unet.head_channels == 64 and decoder.variance == "learned" and decoder.image_tokens == 4
+    for text, context in ((prior.network.transformer, prior.network.context), (decoder.text.transformer, decoder.text.context)):
+        assert (text.width, text.layers, text.heads, context) == (2048, 24, 32, 256)
+    for stage, kind in (("upsampler_256", "blur"), ("upsampler_1024", "bsr")):
+        config = find(f"paper.{stage}").model
+        assert config.crop == 0.25 and config.sampling.sampler == "ddim" and config.corruption.kind == kind
+    assert prior.sampling.variance == "analytic" and decoder.sampling.variance == "learned"
+    clip = paper.clip()
+    assert clip.model.architecture.vision.width == 1280 and clip.task.sam == 0.1 and clip.train.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    "stage, part, ours, difference",  # to the paper's printed number, in per cent
+    [
+        ("clip", "", 986_339_841, None),
+        ("clip", "network.visual", 632_307_200, None),
+        ("prior", "", 1_325_018_112, 32.5),  # with 49,408 token embeddings
+        ("prior", "network.transformer", 1_208_602_624, 20.9),  # 24 x 2048 is 1.21B; the paper says 1B
+        ("decoder", "", 3_567_892_998, 1.9),
+        ("decoder", "network.unet", 2_232_917_510, -2.9),
+        ("decoder", "network.text.transformer", 1_208_602_624, 0.7),
+        ("upsampler_256", "", 729_702_083, 4.2),
+        ("upsampler_1024", "", 282_059_139, -6.0),
+    ],
+)
+def test_sizes(stage, part, ours, difference):
+    row = sizes()[stage, part]
+    assert row.ours == ours
+    if difference is None:
+        assert row.paper is None
+    else:
+        assert abs(100 * (row.ours / row.paper - 1) - difference) < 0.05
+
+
+def linear(n_in: int, n_out: int) -> int:
+    return (n_in + 1) * n_out
+
+
+def test_sizes_by_arithmetic():
+    """Counted from the paper's numbers alone, block by block."""
+    width = 2048
+    text = 24 * (12 * width**2 + 13 * width) + 2 * width
+    assert sizes()["prior", "network.transformer"].ours == sizes()["decoder", "network.text.transformer"].ours == text
+
+    def unet(channels, depth, multiple, attention, n_in, n_out, context, middle):
+        emb = 4 * channels
+
+        def residual(a, b):
+            return 2 * a + linear(9 * a, b) + linear(emb, 2 * b) + 2 * b + linear(9 * b, b) + (linear(a, b) if a != b else 0)
+
+        def attend(a):
+            return 2 * a + linear(a, 3 * a) + linear(context, 2 * a) + linear(a, a)
+
+        widths = [channels * m for m in multiple]
+        total, width, skips = linear(9 * n_in, channels), channels, [channels]
+        for level, target in enumerate(widths):
+            for _ in range(depth):
+                total += residual(width, target) + (attend(target) if level in attention else 0)
+                width = target
+                skips.append(width)
+            if level < len(widths) - 1:
+                total += residual(width, width)
+                skips.append(width)
+        total += 2 * residual(width, width) + (attend(width) if middle else 0)
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(depth + 1):
+                total += residual(width + skips.pop(), target) + (attend(target) if level in attention else 0)
+                width = target
+            total += residual(width, width) if level else 0
+        return total + 2 * width + linear(9 * width, n_out)
+
+    assert sizes()["decoder", "network.unet"].ours == unet(512, 3, (1, 2, 3, 4), (1, 2, 3), 3, 6, 2048, True)
+    for stage, channels, depth, multiple in (("upsampler_256", 320, 3, (1, 2, 3, 4)), ("upsampler_1024", 192, 2, (1, 1, 2, 2, 4, 4))):
+        time = linear(channels, 4 * channels) + linear(4 * channels, 4 * channels)
+        assert sizes()[stage, ""].ours == time + unet(channels, depth, multiple, (), 6, 3, 0, False)
+    image = 32 * (12 * 1280**2 + 13 * 1280) + 3 * 16**2 * 1280 + (1 + 256 + 1 + 4) * 1280 + 1280 * 1024
+    captions = 24 * (12 * 1024**2 + 13 * 1024) + (49408 + 77 + 2) * 1024 + 1024 * 1024
+    assert sizes()["clip", "network.visual"].ours == image and sizes()["clip", ""].ours == image + captions + 1
+
+
+# Small enough to run
+
+CLIP_TINY = [
+    *(f"model.architecture.{x}" for x in ("embed_dim=16", "vision.image_size=32", "vision.width=32", "vision.layers=1")),
+    *(f"model.architecture.{x}" for x in ("vision.head_width=16", "text.width=16", "text.layers=1", "text.heads=2")),
+]
+UNET_TINY = ["model.unet.channels=32", "model.unet.depth=1", "model.unet.multiple=[1,1]"]
+TINY = {
+    "clip": [*CLIP_TINY, "size=32"],
+    "prior": [
+        *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.network.embed_dim=16", "size=32",
+    ],
+    "decoder": [
+        *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16", "model.image_size=8", "model.embed_dim=16",
+        *(f"model.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.unet.context_width=16", "size=32",
+    ],
+    "upsampler_256": [*UNET_TINY, "size=32"],
+    "upsampler_1024": [*UNET_TINY, "size=32"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (40, 48), colour).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {colour} picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(folder, tmp_path_factory):
+    recipe = paper.clip().override(*TINY["clip"], f"folder={folder}")
+    task, _ = recipe.build()
+    run = tmp_path_factory.mktemp("run")
+    recipe.finish(task.model, run)
+    recipe.finish(task.model, run)  # a run continued after its end
+    return run / "model"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recipes_train(stage, folder, clip_folder):
+    settings = [*TINY[stage], f"folder={folder}", *([f"clip={clip_folder}"] if stage in ("prior", "decoder") else [])]
+    state = torch.random.get_rng_state()
+    task, data = find(f"paper.{stage}").override(*settings).build()
+    assert torch.equal(torch.random.get_rng_state(), state) and len(data) == 3
+    noise = Noise.of(0, range(3))
+    losses = task(data.batch([0, 1, 2], noise), noise)
+    losses.total.mean().backward()
+    assert losses.total.isfinite().all() and losses.total.mean() > 0
+    assert sum(p.grad is not None and bool(p.grad.any()) for p in task.model.parameters()) >= 2
+
+
+def test_missing_folders_are_named(folder):
+    for stage in STAGES:
+        with pytest.raises(ValueError, match="folder=/path/to/pictures"):
+            find(f"paper.{stage}").build()
+    for stage in ("prior", "decoder"):
+        with pytest.raises(ValueError, match="clip=runs/paper.clip/model"):
+            find(f"paper.{stage}").replace(folder=str(folder)).build()
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        paper.clip().replace(folder="nowhere").build()
+
+
+def test_the_teacher_is_frozen(clip_folder):
+    teacher = paper.prior().replace(clip=str(clip_folder)).teacher()
+    assert isinstance(teacher, CLIP) and not teacher.training and not any(p.requires_grad for p in teacher.parameters())
