@@ -102,15 +102,15 @@ def test_gradient_reaches_every_parameter():
 def test_overfits_one_batch():
     model = build(std=0.0, variance="fixed", predicts="x0", weighting="min_snr", image_drop=0.0)
     images, cond = pictures(4), Cond(embeds(4))
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(120):
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for step in range(60):
         optimiser.zero_grad()
         model.loss(images, cond, noise=Noise.of(step, range(4))).total.mean().backward()
         optimiser.step()
     swapped = Cond(cond.image_embed[[1, 0, 3, 2]])
     for condition, expected in ((cond, images), (swapped, images[[1, 0, 3, 2]])):
         out = model.sample(condition, noise=Noise.of(0, range(4)), sampling=Sampling(steps=10))
-        assert rms(out - expected) < 0.25 * rms(images)
+        assert rms(out - expected) < 0.4 * rms(images)  # the wrong picture is at 1.4, their mean at 0.9
 
 
 # Sampling

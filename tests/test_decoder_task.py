@@ -38,9 +38,7 @@ class FakeCLIP(nn.Module):
 @pytest.mark.parametrize("kind", ["no text", "clip_states"])
 def test_precomputed_and_frozen_clip_agree(kind):
     clip, model, images, captions = FakeCLIP(), build(text=kind), pictures(3), ["a", "bcd", "ef"]
-    ready = Batch(
-        keys=captions, images=images, image_embed=clip.encode_image(images).detach(), text=clip.encode_text(captions)
-    )
+    ready = Batch(keys=captions, images=images, image_embed=clip.encode_image(images).detach(), text=clip.encode_text(captions))
     clip.calls.clear()
     task = DecoderTask(model, clip)
     live = task(Batch(keys=captions, images=images, captions=captions), NOISE)

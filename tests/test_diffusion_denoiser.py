@@ -11,6 +11,7 @@ from unclip.types import Prediction
 
 SCHEDULE = NoiseSchedule.cosine()
 T = torch.tensor([1, 250, 700, 990])
+NOTHING = Prediction(torch.zeros(1), torch.zeros(1))  # fixed variances do not read it
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def test_learned_variance_is_finite_for_any_output_at_every_step():
 def test_learned_variance_runs_from_small_to_large():
     mix = torch.tensor([-1.0, 1.0])
     low, high = V.learned(SCHEDULE, 500, 480, Prediction(mix, mix, mix)).tolist()
-    assert low == pytest.approx(V.small(SCHEDULE, 500, 480, None), rel=1e-5)
-    assert high == pytest.approx(V.large(SCHEDULE, 500, 480, None), rel=1e-5)
+    assert low == pytest.approx(V.small(SCHEDULE, 500, 480, NOTHING), rel=1e-5)
+    assert high == pytest.approx(V.large(SCHEDULE, 500, 480, NOTHING), rel=1e-5)
 
 
 def test_analytic_variance_is_the_posterior_of_a_gaussian():
@@ -64,9 +65,9 @@ def test_analytic_variance_is_the_posterior_of_a_gaussian():
         a, post = float(SCHEDULE.alpha[t]) / alpha_s, SCHEDULE.posterior(t, s)
         marginal = alpha_s**2 * std**2 + sigma_s**2  # Var x_s; x_t = a x_s + noise of var_ts
         exact = marginal - (a * marginal) ** 2 / (a**2 * marginal + post.var_ts)
-        assert V.Analytic(gamma, 10.0)(SCHEDULE, t, s, None) == pytest.approx(exact, rel=1e-6)
+        assert V.Analytic(gamma, 10.0)(SCHEDULE, t, s, NOTHING) == pytest.approx(exact, rel=1e-6)
     # the bound caps what x0 can be uncertain by
-    assert V.Analytic(0 * gamma, 0.0)(SCHEDULE, 500, 300, None) == V.small(SCHEDULE, 500, 300, None)
+    assert V.Analytic(0 * gamma, 0.0)(SCHEDULE, 500, 300, NOTHING) == V.small(SCHEDULE, 500, 300, NOTHING)
 
 
 def test_vlb_has_the_closed_form_kl_and_its_minimum_at_the_true_posterior(case):

@@ -25,14 +25,14 @@ def start():
     return Noise.of(0).normal((N, 3))[0].double()
 
 
-class Shared:
+class Shared(Noise):
     """One stream for a whole batch: thousands of rows need no stream each."""
 
     def __init__(self, seed):
-        self.noise = Noise.of(seed)
+        super().__init__([str(seed)])
 
-    def normal(self, shape):
-        return self.noise.normal((N, *shape))[0].double()
+    def normal(self, shape=()):
+        return super().normal((N, *shape))[0].double()
 
 
 def analytic(schedule, std):

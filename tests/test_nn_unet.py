@@ -256,9 +256,7 @@ def test_patch_is_space_to_depth(patch):
     plain.load_state_dict(net.state_dict())
     x, emb, context = inputs(net, 2, 4 * patch, 6 * patch)
     deep = plain(rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch), emb, context)
-    assert torch.allclose(
-        net(x, emb, context), rearrange(deep, "b (c p q) h w -> b c (h p) (w q)", p=patch, q=patch), atol=1e-6
-    )
+    assert torch.allclose(net(x, emb, context), rearrange(deep, "b (c p q) h w -> b c (h p) (w q)", p=patch, q=patch), atol=1e-6)
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from benchmarks import paper_sizes
 from PIL import Image
 
+from benchmarks import paper_sizes
 from experiments.recipes import find, names, paper
 from unclip.clip.encoder import CLIP
 from unclip.randomness import Noise
@@ -128,7 +128,10 @@ def test_sizes_by_arithmetic():
         return total + 2 * width + linear(9 * width, n_out)
 
     assert sizes()["decoder", "network.unet"].ours == unet(512, 3, (1, 2, 3, 4), (1, 2, 3), 3, 6, 2048, True)
-    for stage, channels, depth, multiple in (("upsampler_256", 320, 3, (1, 2, 3, 4)), ("upsampler_1024", 192, 2, (1, 1, 2, 2, 4, 4))):
+    for stage, channels, depth, multiple in (
+        ("upsampler_256", 320, 3, (1, 2, 3, 4)),
+        ("upsampler_1024", 192, 2, (1, 1, 2, 2, 4, 4)),
+    ):
         time = linear(channels, 4 * channels) + linear(4 * channels, 4 * channels)
         assert sizes()[stage, ""].ours == time + unet(channels, depth, multiple, (), 6, 3, 0, False)
     image = 32 * (12 * 1280**2 + 13 * 1280) + 3 * 16**2 * 1280 + (1 + 256 + 1 + 4) * 1280 + 1280 * 1024

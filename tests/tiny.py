@@ -155,8 +155,6 @@ class ForeignUpsampler(nn.Module):
     def loss(self, images: Tensor, cond: Cond | None = None, *, noise: Noise) -> Losses:
         raise NotImplementedError
 
-    def sample(
-        self, low_res: Tensor, cond: Cond | None = None, *, noise: Noise, sampling: Sampling | None = None
-    ) -> Tensor:
+    def sample(self, low_res: Tensor, cond: Cond | None = None, *, noise: Noise, sampling: Sampling | None = None) -> Tensor:
         assert len(noise) == len(low_res)
         return low_res.repeat_interleave(2, 2).repeat_interleave(2, 3)

@@ -16,9 +16,7 @@ TOKENS = TextEncoderConfig(
 )
 CLIP_STATES = TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=STATES, embed_dim=EMBED)
 TEXTS = {"no text": None, "tokens": TOKENS, "clip_states": CLIP_STATES}
-UNET = UNetConfig(
-    out_channels=6, channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16, context_width=24
-)
+UNET = UNetConfig(out_channels=6, channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16, context_width=24)
 
 
 def config(text: str = "no text", **changes) -> DecoderConfig:

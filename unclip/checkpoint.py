@@ -159,7 +159,11 @@ def _class(name: str) -> type[Part[Any]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones in float32."""
+    """All tensors of a safetensors file, floating ones in float32.
+
+    Copied out of the file's mapped pages: these are not aligned as torch aligns its own, and the last bit of a product depends on
+    that; and the file may be replaced while the model lives.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     try:
@@ -167,7 +171,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}): is it whole?") from None
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    types = {name: torch.float32 if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+    return {name: tensor.to(types[name], copy=True) for name, tensor in tensors.items()}
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -132,7 +132,7 @@ def settings(
 
 def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Sampling:
     """The part's own `Sampling` with changes; what it cannot do is refused now, not after the stages before it."""
-    from .diffusion.schedule import spaced
+    from unclip.diffusion.schedule import spaced
 
     try:
         sampling: Sampling = part.config.sampling.replace(**changes)
@@ -226,7 +226,7 @@ class _Bars:
     """One progress bar per stage, counting the steps of its network; on standard error, and only when a person watches."""
 
     def __init__(self, pipe: UnCLIP, samplings: Mapping[str, Sampling]):
-        from .diffusion.schedule import spaced
+        from unclip.diffusion.schedule import spaced
 
         self.bars: dict[str, Any] = {}
         self.steps = {name: len(spaced(pipe.parts[name].schedule.T, how.steps)) - 1 for name, how in samplings.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from unclip.clip.identity import identity, same_identity
 from . import checkpoint
 from .randomness import Noise
 from .results import Generation, Latent
-from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, move
+from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move
 
 Progress = Callable[[str, int, int], None]  # (stage, pictures done, pictures in all)
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
@@ -47,11 +48,11 @@ class UnCLIP:
         clip_identity: Mapping[str, Any] | None = None,
     ):
         self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
-        _keep(clip, ImageTextEncoder)
-        _keep(prior, Prior)
-        _keep(decoder, Decoder)
+        keep_contract(clip, ImageTextEncoder)
+        keep_contract(prior, Prior)
+        keep_contract(decoder, Decoder)
         for upsampler in self.upsamplers:
-            _keep(upsampler, Upsampler)
+            keep_contract(upsampler, Upsampler)
             if upsampler.scale < 2:
                 raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
         if candidates < 1:
@@ -63,7 +64,9 @@ class UnCLIP:
         self.device = next((weight.device for weight in weights if weight is not None), torch.device("cpu"))
         self.dtype = torch.float32
         self.candidates, self.name, self.provenance = candidates, name, dict(provenance or {})
-        own = identity(clip)
+        with warnings.catch_warnings():  # a short context cuts the fixed captions, which tells nobody anything
+            warnings.simplefilter("ignore")
+            own = identity(clip)
         known = [clip_identity, *(getattr(part, "clip_identity", None) for part in (prior, decoder))]
         expected = [dict(record) for record in known if record is not None]
         for record in expected:
@@ -88,12 +91,13 @@ class UnCLIP:
         """Move all parts to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
-        if device is not None:
-            self.device = torch.device(device)
-            for part in self.parts.values():
-                if isinstance(part, nn.Module):
-                    part.to(self.device)
-        self.dtype = dtype or self.dtype
+        target, dtype = torch.device(device or self.device), dtype or self.dtype
+        if dtype == torch.float16 and target.type == "cpu":
+            raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.to(target)
+        self.device, self.dtype = target, dtype
         return self
 
     @torch.no_grad()
@@ -239,17 +243,6 @@ class UnCLIP:
         for name in ("prior", "decoder"):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe
-
-
-def _keep(part: object, contract: type) -> None:
-    """ValueError unless the part has what the contract asks for."""
-    methods = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
-    lacks = [name for name in (*contract.__annotations__, *methods) if not hasattr(part, name)]
-    if isinstance(part, type):
-        raise ValueError(f"a part is an object, not the class {part.__name__} itself")
-    if lacks:
-        told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
-        raise ValueError(f"{told}: it lacks {', '.join(lacks)}")
 
 
 def _checked(captions: list[str]) -> list[str]:

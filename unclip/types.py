@@ -180,6 +180,17 @@ class Upsampler(Protocol):
     ) -> Tensor: ...
 
 
+def keep_contract(part: object, contract: type) -> None:
+    """ValueError unless the part has what the contract asks for."""
+    methods = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
+    lacks = [name for name in (*contract.__annotations__, *methods) if not hasattr(part, name)]
+    if isinstance(part, type):
+        raise ValueError(f"a part is an object, not the class {part.__name__} itself")
+    if lacks:
+        told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
+        raise ValueError(f"{told}: it lacks {', '.join(lacks)}")
+
+
 class Task(nn.Module):
     """A module from batch to losses: what the training loop trains.  Frozen teachers live here, outside `model`."""
 

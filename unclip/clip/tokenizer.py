@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,6 +22,7 @@ class Tokens(NamedTuple):
     mask: Bool[Tensor, "b l"]  # True = real token, start and end included
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     context_length: int
 

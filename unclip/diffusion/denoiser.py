@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ Predicts = Literal["x0", "eps", "v"]
 Weighting = Literal["none", "min_snr"]
 
 
+@runtime_checkable
 class Network(Protocol):
     """A raw network: x_t (b, ...), t (b) int, an encoded condition -> (b, ...), with twice the channels for learned variance."""
 

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "b l w"],
         visible: Bool[Tensor, "b 1 q l"] | None = None,
         causal: bool = False,
-        past: Sequence[tuple[KeyValue, Bool[Tensor, "p l_past"] | None]] = (),
+        past: Sequence[tuple[KeyValue, Bool[Tensor, "_ _"] | None]] = (),
     ) -> tuple[Float[Tensor, "b l w"], KeyValue]:
         """Attended x and its keys and values.  `visible`: which of x a query sees; None = all, or those up to it."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, heads, l, d)

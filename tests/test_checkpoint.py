@@ -1,0 +1,367 @@
+"""Checkpoints: there and back bit by bit, strict on the way in, whole or not at all on the way out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from test_results import full_disk
+
+from decoder import Decoder
+from prior import DiffusionPrior
+from unclip import checkpoint
+from unclip.checkpoint import Index, Part, fingerprint, load_part
+from unclip.clip import CLIP
+from unclip.pipeline import UnCLIP
+from upsamplers import Upsampler
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    tiny.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(change(tree) or tree))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    ("kind", "build"), [(CLIP, tiny.clip), (DiffusionPrior, tiny.prior), (Decoder, tiny.decoder), (Upsampler, tiny.upsampler)]
+)
+def test_a_part_comes_back_as_it_was(kind: Any, build: Callable[[], Any], tmp_path: Path) -> None:
+    part = build()
+    part.save_pretrained(tmp_path / "a" / "part")
+    assert files(tmp_path) == ["a/part/config.json", "a/part/model.safetensors"]
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded = kind.from_pretrained(tmp_path / "a" / "part")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.config == part.record() and loaded.device == part.device and not loaded.training
+    state = part.state_dict()
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == {n: t.dtype for n, t in state.items()}
+    assert all(torch.equal(tensor, state[name]) or tensor.isnan().all() for name, tensor in loaded.state_dict().items())
+    assert all(p.requires_grad for p in loaded.parameters()) and not any(b.is_meta for b in loaded.buffers())
+    assert fingerprint(loaded) == fingerprint(part)
+
+
+def test_a_pipeline_comes_back_as_it_was(saved: Path, copy: Path) -> None:
+    names = ["clip", "decoder", "prior", "upsampler_256", "upsampler_64"]
+    expected = [f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")]
+    assert files(saved) == sorted([*expected, "provenance.json", "unclip.json"])
+    pipe, loaded = tiny.pipeline(), UnCLIP.from_pretrained(copy)
+    assert (loaded.name, loaded.candidates, loaded.provenance) == ("tiny", 2, pipe.provenance)
+    assert loaded.clip_identity == pipe.clip_identity and list(loaded.parts) == list(pipe.parts)
+    a = pipe.generate("a red heart", size=64)
+    shutil.rmtree(copy)  # nothing is read later
+    b = loaded.generate("a red heart", size=64)
+    assert torch.equal(a.images, b.images) and a.latent.models == b.latent.models
+
+
+def test_half_precision(saved: Path, tmp_path: Path) -> None:
+    pipe = UnCLIP.from_pretrained(saved)
+    pipe.save_pretrained(tmp_path / "half", torch.float16)
+    weights = tmp_path / "half" / "decoder" / "model.safetensors"
+    assert os.path.getsize(weights) < 0.6 * os.path.getsize(saved / "decoder" / "model.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
+    assert load_file(tmp_path / "half" / "prior" / "model.safetensors")["scaling.norm"].dtype == torch.float32  # a statistic
+    half = UnCLIP.from_pretrained(tmp_path / "half")
+    for name, tensor in half.decoder.state_dict().items():
+        assert torch.equal(tensor, pipe.decoder.state_dict()[name].half().float())
+    assert half.decoder.state_dict()[name].dtype == torch.float32
+    assert half.generate("", size=16).latent.models == pipe.generate("", size=16).latent.models  # still the same model
+    half.save_pretrained(tmp_path / "again")
+    again = UnCLIP.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.generate("two dogs", size=16).images, half.generate("two dogs", size=16).images)
+
+
+def test_loaded_parts_remember_their_clip(saved: Path) -> None:
+    pipe = UnCLIP.from_pretrained(saved)
+    UnCLIP(tiny.clip(), pipe.prior, tiny.decoder())
+    for changes in ({"prior": pipe.prior}, {"decoder": pipe.decoder}):
+        with pytest.raises(ValueError, match="another CLIP"):
+            UnCLIP(**{**tiny.parts(), "clip": tiny.clip(seed=9), **changes})
+
+
+def test_fingerprints_tell_models_apart() -> None:
+    decoder = tiny.decoder()
+    mark = fingerprint(decoder)
+    assert mark == fingerprint(tiny.decoder()) and len({mark, fingerprint(tiny.decoder(text=False)), fingerprint(object())}) == 3
+    assert mark == fingerprint(tiny.decoder(sampling=decoder.config.sampling.replace(steps=9)))  # how it is used
+    assert mark != fingerprint(tiny.decoder(predicts="eps"))
+    with torch.no_grad():
+        decoder.network.unet.output.bias[0] += 0.1
+    assert mark != fingerprint(decoder)
+
+
+class MyPrior(DiffusionPrior):
+    """A class from outside."""
+
+
+def test_classes_from_outside_are_passed(tmp_path: Path) -> None:
+    mine = MyPrior(tiny.prior().config).eval()
+    tiny.pipeline(prior=mine).save_pretrained(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"knows no part 'MyPrior': .* classes=\{'MyPrior': ...\}"):
+        UnCLIP.from_pretrained(tmp_path / "mine")
+    loaded = UnCLIP.from_pretrained(tmp_path / "mine", classes={"MyPrior": MyPrior})
+    assert type(loaded.prior) is MyPrior and type(MyPrior.from_pretrained(tmp_path / "mine" / "prior")) is MyPrior
+    foreign = tiny.pipeline(prior=tiny.ForeignPrior())
+    with pytest.raises(ValueError, match="the prior, a ForeignPrior, cannot be saved"):
+        foreign.save_pretrained(tmp_path / "foreign")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+# On the way in
+
+WEIGHTS, CONFIG = "decoder/model.safetensors", "decoder/config.json"
+SOME = "network.unet.output.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(SOME), rf"{WEIGHTS} does not fit its config: 1 missing: {SOME}$"),
+        (lambda t: t.update(extra=torch.zeros(2)), "1 unexpected: extra$"),
+        (lambda t: t.update({f"x{i}": torch.zeros(1) for i in range(11)}), "11 unexpected: x0, .* and 3 more$"),
+        (lambda t: t.update({SOME: torch.zeros(7)}), rf"1 of another shape: {SOME} \(file \(7,\), config \(48,\)\)$"),
+        (lambda t: t.update({SOME: t[SOME].long()}), r"1 of another type: .*\(file torch.int64, config torch.float32\)$"),
+        (lambda t: t[SOME].fill_(float("nan")), f"holds NaN or infinite weights in {SOME}"),
+        (lambda t: t[SOME].fill_(float("-inf")), "holds NaN or infinite weights"),
+        (lambda t: t.clear(), "does not fit its config: .* missing"),
+    ],
+)
+def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str) -> None:
+    edit_tensors(copy / WEIGHTS, change)
+    with pytest.raises(ValueError, match=message) as error:
+        UnCLIP.from_pretrained(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            CONFIG,
+            lambda c: c["config"].update(imagesize=3),
+            r"decoder/config.json .*`imagesize`.*DecoderConfig has image_size, unet",
+        ),
+        (CONFIG, lambda c: c["config"]["unet"].update(width=3), r"`width`.*\$\.unet.*UNetConfig has in_channels"),
+        (CONFIG, lambda c: c["config"].pop("unet"), "missing required field `unet`"),
+        (CONFIG, lambda c: c["config"].update(image_size="16"), r"int.*str.*\$\.image_size"),
+        (CONFIG, lambda c: c["config"]["unet"].update(channels=33), "channels is 33"),
+        (CONFIG, lambda c: c["config"]["unet"].update(channels=64), "does not fit its config: .* of another shape"),
+        (CONFIG, lambda c: c.update({"class": "Encoder"}), "describes the class 'Encoder'; expected 'Decoder'"),
+        (CONFIG, lambda c: c.pop("class"), "missing required field `class`"),
+        (CONFIG, lambda c: c.update(more=1), "unknown field `more`"),
+        (CONFIG, lambda c: [c], "Expected `object`"),
+        ("unclip.json", lambda i: i["parts"].update(decoder="Sampling"), "knows no part 'Sampling'"),
+        ("unclip.json", lambda i: i["parts"].update(decoder="os.system"), "knows no part 'os.system'"),
+        ("unclip.json", lambda i: i["parts"].update(decoder="Upsampler"), "describes the class 'Decoder'; expected 'Upsampler'"),
+        ("unclip.json", lambda i: i["parts"].pop("prior"), "this one has no prior"),
+        ("unclip.json", lambda i: i["parts"].update({"../x": "Decoder"}), "unknown part '../x'"),
+        (
+            "unclip.json",
+            lambda i: i["parts"].update(upsampler_99="Upsampler"),
+            "upsampler_99 holds no part: config.json is missing",
+        ),
+        ("unclip.json", lambda i: i.update(candidates=0), "at least one embedding"),
+        ("unclip.json", lambda i: i.pop("clip_identity"), "clip_identity"),
+        ("unclip.json", lambda i: i["clip_identity"].update(captions="x"), r"\$\.clip_identity"),
+        ("unclip.json", lambda i: i["clip_identity"].pop("captions"), "has no field 'captions'"),
+        ("unclip.json", lambda i: i["clip_identity"]["captions"][0].reverse(), "another CLIP"),
+        ("unclip.json", lambda i: i["clip_identity"].update(embed_dim=99), "another CLIP: expected embed_dim 99, given 12"),
+        ("provenance.json", lambda p: ["x"], "must hold an object, not a list"),
+    ],
+)
+def test_json_must_fit(copy: Path, file: str, change: Callable[[Any], Any], message: str) -> None:
+    edit(copy / file, change)
+    with pytest.raises(ValueError, match=message) as error:
+        UnCLIP.from_pretrained(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_damaged_or_missing(copy: Path) -> None:
+    whole = (copy / WEIGHTS).read_bytes()
+
+    def check(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            UnCLIP.from_pretrained(copy)
+
+    for data in (whole[:-4], whole[:100], b"", b"\xff" * 64):
+        (copy / WEIGHTS).write_bytes(data)
+        check(rf"{WEIGHTS} cannot be read as safetensors .*: is it whole\?")
+    (copy / WEIGHTS).write_bytes(pickle.dumps({SOME: torch.zeros(48)}))
+    check("cannot be read as safetensors")
+    (copy / WEIGHTS).rename(copy / "decoder" / "pytorch_model.bin")
+    check(f"{WEIGHTS} is missing")
+    for name in (CONFIG, "unclip.json", "provenance.json"):
+        text = (copy / name).read_text()
+        for damage in (text[:-9], "", '{"class": "\\ud8'):
+            (copy / name).write_text(damage)
+            check(name)
+        (copy / name).write_text(text)
+    shutil.rmtree(copy / "prior")
+    check("prior holds no part: config.json is missing")
+    (copy / "unclip.json").unlink()
+    check("copy holds no pipeline: unclip.json is missing")
+    shutil.rmtree(copy)
+    check("is no folder here|no model")
+
+
+def test_zero_statistics_are_refused(tmp_path: Path) -> None:
+    tiny.pipeline(prior=tiny.prior(scaling="statistics")).save_pretrained(tmp_path / "x")
+    with pytest.raises(ValueError, match="embedding statistics are missing .*is zero or not finite"):
+        UnCLIP.from_pretrained(tmp_path / "x").generate("two dogs")
+
+
+def test_upsamplers_keep_their_order_when_a_tool_sorts_the_index(copy: Path) -> None:
+    edit(copy / "unclip.json", lambda i: {**i, "parts": dict(sorted(i["parts"].items()))})
+    assert list(Index.load(copy / "unclip.json").parts)[-2:] == ["upsampler_256", "upsampler_64"]
+    loaded, pipe = UnCLIP.from_pretrained(copy), tiny.pipeline()
+    for a, b in zip(loaded.upsamplers, pipe.upsamplers):
+        assert torch.equal(a.state_dict()["network.unet.output.bias"], b.state_dict()["network.unet.output.bias"])
+
+
+# Where models are looked for
+
+
+def test_names(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    with pytest.raises(ValueError, match="no model 'emoij': shipped are none; otherwise give a folder or a hub id"):
+        UnCLIP.from_pretrained("emoij")
+    shutil.copytree(saved, tmp_path / "emoji")
+    (tmp_path / "rest").mkdir()
+    assert checkpoint.find("emoji") == tmp_path / "emoji"
+    for name in ("emoij", "../emoij", "/no/where", "a/b/c", "rest/", ""):
+        with pytest.raises(ValueError, match="shipped are emoji;|holds no pipeline"):
+            UnCLIP.from_pretrained(name)
+
+
+def test_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[Any] = []
+    answers: list[Any] = [saved, tmp_path]
+    answers += [LocalEntryNotFoundError("An error happened\nwhile trying"), ConnectionError(), TypeError("odd")]
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert UnCLIP.from_pretrained("owner/name").name == "tiny"
+    assert asked == [("owner/name", ["*.json", "*.safetensors"])]  # no pickles
+    with pytest.raises(ValueError, match="owner/name holds no pipeline"):
+        UnCLIP.from_pretrained("owner/name")
+    while answers:
+        with pytest.raises(ValueError, match="^owner/name is no folder here, and the Hugging Face hub did not give it: [^\n]+$"):
+            UnCLIP.from_pretrained("owner/name")
+
+
+def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's own library, told that there is no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="owner/name is no folder here, and the Hugging Face hub did not give it: .+") as error:
+        UnCLIP.from_pretrained("owner/name")
+    assert "\n" not in str(error.value)
+
+
+# On the way out
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    part = tiny.upsampler()
+    for name in ("full", "file"):
+        with pytest.raises(ValueError, match=f"{name} exists already and is not an empty folder"):
+            part.save_pretrained(tmp_path / name)
+    part.save_pretrained(tmp_path / "empty")
+    assert files(tmp_path) == ["empty/config.json", "empty/model.safetensors", "file", "full/notes"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "full"]
+    for name in ("file/x", "file/x/y"):
+        with pytest.raises(ValueError, match="cannot write .*: "):
+            part.save_pretrained(tmp_path / name)
+    with pytest.raises(ValueError, match="cannot write"):
+        part.save_pretrained("/proc/unclip/x")
+
+
+def test_relative_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.upsampler().save_pretrained("part")
+    assert load_part(Path("part"), "Upsampler").config == tiny.upsampler().config
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    pipe = tiny.pipeline()
+    with full_disk(50_000), pytest.raises(ValueError, match="could not write .*new: .*; nothing was left there"):
+        pipe.save_pretrained(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("IoError: no space"), RuntimeError("a fault")]
+)
+def test_any_fault_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    kind = RuntimeError if isinstance(error, RuntimeError) else ValueError
+    with pytest.raises(kind, match="a fault|could not write .*(No|no) space"):
+        tiny.upsampler().save_pretrained(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weights_are_not_written(tmp_path: Path) -> None:
+    part = tiny.upsampler()
+    with torch.no_grad():
+        part.network.unet.output.bias[3] = 1e5
+    with pytest.raises(
+        ValueError, match="Upsampler cannot be saved in torch.float16: it holds NaN or infinite weights in .*output.bias"
+    ):
+        part.save_pretrained(tmp_path / "new", torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    part.save_pretrained(tmp_path / "new")
+    assert isinstance(Upsampler.from_pretrained(tmp_path / "new"), Part)

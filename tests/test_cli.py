@@ -1,0 +1,293 @@
+"""The command: what it writes and prints, and one clear line with status 2 for everything it cannot do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_results import full_disk
+from typer.testing import CliRunner
+
+from unclip import __version__, checkpoint, cli
+from unclip.pipeline import UnCLIP
+from unclip.randomness import Noise
+from unclip.results import story, to_pil
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    tiny.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def run(folder: Path, *arguments: Any) -> Any:
+    done = call("generate", *arguments, "--model", folder)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def fails(*arguments: Any) -> str:
+    """The one line of standard error, of a call that ends with status 2 and writes nothing."""
+    before = sorted(Path.cwd().rglob("*"))
+    done = call(*arguments)
+    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
+    assert done.stdout == "" and sorted(Path.cwd().rglob("*")) == before
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_one_picture(folder: Path) -> None:
+    done = run(folder, "a red heart", "-o", "x.png", "--seed", 3, "--first", 4)
+    assert done.stdout == "x.png\n" and done.stderr == ""
+    expected = {"caption": "a red heart", "seed": "3", "index": "4", "model": "tiny", "version": __version__}
+    assert expected.items() <= story("x.png").items()
+    made = UnCLIP.from_pretrained(folder).generate("a red heart", seed=3, first=4)
+    with Image.open("x.png") as picture:
+        assert picture.size == (256, 256) and picture.tobytes() == to_pil(made.images[0]).tobytes()
+
+
+def test_several_pictures(folder: Path) -> None:
+    done = run(folder, "a red heart", "", "-o", "out", "--n", 2, "--size", 16, "--seed", -1)
+    assert done.stdout.splitlines() == [f"out/0000{k}.png" for k in range(4)]
+    assert [story(f"out/0000{k}.png")["caption"] for k in range(4)] == ["a red heart", "a red heart", "", ""]
+    run(folder, "a red heart", "-o", "y.png", "--n", 2, "--size", 16)
+    assert sorted(p.name for p in Path().glob("*.png")) == ["y-0.png", "y-1.png"]
+    with Image.open("out/00003.png") as picture:
+        assert picture.size == (16, 16)
+
+
+def test_options_reach_their_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    generate = UnCLIP.generate
+    monkeypatch.setattr(UnCLIP, "generate", lambda self, *a, **k: asked.update(k, dtype=self.dtype) or generate(self, *a, **k))
+    own = tiny.pipeline().parts
+    run(folder, "two dogs", "-o", "x.png", "--size", 16, "--guidance", 4, "--prior-guidance", 1.5, "--dtype", "bfloat16")
+    assert asked["decoder"] == own["decoder"].config.sampling.replace(guidance=4.0)
+    assert asked["prior"] == own["prior"].config.sampling.replace(guidance=1.5) and asked["dtype"] == torch.bfloat16
+    assert asked["upsamplers"] == [own["upsampler_64"].config.sampling, own["upsampler_256"].config.sampling]
+    run(folder, "two dogs", "-o", "x.png", "--size", 16, "--steps", "decoder=5, prior=4,upsampler_256=2", "--device", "cpu")
+    assert (asked["decoder"].steps, asked["prior"].steps) == (5, 4)
+    assert [s.steps for s in asked["upsamplers"]] == [tiny.STEPS, 2]
+
+
+def test_the_papers_preset() -> None:
+    measured, text = tiny.prior(), tiny.clip().encode_text(tiny.CAPTIONS)
+    pipe = tiny.pipeline(prior=measured)
+    with pytest.raises(ValueError, match="prior: its analytic variance was not measured at 64 of the 64 timesteps"):
+        cli.settings(pipe, "paper", None, None, None)
+    with torch.no_grad():
+        measured.measure_variance(torch.randn(3, tiny.EMBED), text, 64, Noise.of(0, range(3)))
+    paper = cli.settings(pipe, "paper", None, None, None)
+    told = {name: (s.sampler, s.steps, s.variance) for name, s in paper.items()}
+    assert told["prior"] == ("ddpm", 64, "analytic") and told["decoder"] == ("ddpm", 250, "small")
+    assert told["upsampler_64"][:2] == ("ddim", 27) and told["upsampler_256"][:2] == ("ddim", 15)
+    assert paper["decoder"].guidance == 2.0 and paper["decoder"].threshold == "static"  # the model's own
+    assert cli.settings(pipe, "paper", "prior=64,decoder=9", 1.0, None)["decoder"].steps == 9
+    with pytest.raises(ValueError, match=r"not measured at .* of steps 63; leave out the option .*prior.measure_variance"):
+        cli.settings(pipe, "paper", "prior=63", None, None)
+    made = pipe.generate("two dogs", size=16, prior=paper["prior"], decoder=paper["decoder"].replace(steps=3))
+    assert torch.isfinite(made.images).all()
+
+
+def test_info(folder: Path) -> None:
+    done = call("info", folder)
+    assert done.exit_code == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"tiny (unclip {__version__}); pictures of 16, 64, 256 pixels"
+    assert [line.split()[:2] for line in lines[1:4]] == [["clip", "CLIP"], ["prior", "DiffusionPrior"], ["decoder", "Decoder"]]
+    count = sum(p.numel() for part in tiny.pipeline().parts.values() for p in part.parameters())
+    assert lines[6].split() == ["all", f"{count / 1e6:.2f}M", "parameters"]
+    assert "steps 3, guidance 2" in lines[3]
+    assert lines[7:] == ["  data: random numbers", "  stages:", "    clip:", "      steps: 0"]
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout == f"unclip {__version__}\n"
+    assert "generate" in call("--help").stdout
+    text = call("generate", "--help").stdout
+    options = "output model n seed first size guidance prior-guidance steps preset device dtype"
+    assert [option for option in options.split() if f"--{option}" not in text] == []
+
+
+GENERATE = ("generate", "a red heart", "-o", "x.png", "--model", "MODEL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", 100), "size is 100; this pipeline makes pictures of 16, 64, 256 pixels"),
+        (("--size", 0), "size is 0"),
+        (("--steps", "decoder=0"), "decoder: steps is 0"),
+        (("--steps", "decoder=1001"), "decoder: cannot take 1001 steps out of 1000"),
+        (("--steps", "upsampler_256=1001"), "upsampler_256: cannot take 1001"),
+        (("--steps", "decoder"), "--steps 'decoder' not understood: write prior|decoder|upsampler_64|upsampler_256=number"),
+        (("--steps", "decodr=5"), "--steps 'decodr=5' not understood"),
+        (("--steps", "decoder=-5"), "not understood"),
+        (("--steps", "decoder=5,"), "not understood"),
+        (("--guidance", "-1"), "decoder: guidance is -1.0; it must be a finite number of at least 0"),
+        (("--guidance", "nan"), "decoder: guidance is nan"),
+        (("--prior-guidance", "inf"), "prior: guidance is inf"),
+        (("--preset", "papr"), "no preset 'papr'; there are paper"),
+        (("--preset", "paper"), "prior: its analytic variance was not measured"),
+        (("--dtype", "float64"), "no dtype 'float64'; there are float32, bfloat16, float16"),
+        (("--dtype", "float16"), "use bfloat16 or float32"),
+        (("--device", "gpu"), "device 'gpu' cannot be used here"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
+        (("--device", "meta"), "device 'meta' cannot be used here"),
+        (("--model", "emoij"), "no model 'emoij': shipped are"),
+        (("--model", "/no/such/folder"), "no model '/no/such/folder'"),
+        (("-o", "x.jpg"), "written as .png or into a folder, not as '.jpg'"),
+        (("-o", __file__ + "/x.png"), "cannot write"),
+        (("-o", "/proc/unclip/x.png"), "cannot write"),
+        (("-o", "n" * 300 + ".png"), "File name too long"),
+    ],
+)
+def test_bad_options_end_with_one_line(folder: Path, arguments: tuple, message: str) -> None:
+    assert message in fails(*(folder if word == "MODEL" else word for word in GENERATE), *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate",),
+        ("generate", "a"),
+        (*GENERATE, "--n", 0),
+        (*GENERATE, "--first", -1),
+        (*GENERATE, "--seed", "x"),
+        (*GENERATE, "--stps", 3),
+    ],
+)
+def test_usage_errors_end_with_status_2(arguments: tuple) -> None:
+    done = call(*arguments)
+    assert done.exit_code == 2 and "Error" in done.stderr and done.stdout == ""
+
+
+def test_broken_models_end_with_one_line(folder: Path, here: Path) -> None:
+    ask = ("generate", "a red heart", "-o", "x.png", "--model", "broken")
+    shutil.copytree(folder, "broken")
+    index = Path("broken/unclip.json").read_text()
+    Path("broken/unclip.json").write_text(index.replace("Upsampler", "Upsmpler"))
+    assert "knows no part 'Upsmpler'" in fails(*ask)
+    Path("broken/unclip.json").write_text(index.replace('"embed_dim": 12', '"embed_dim": 13'))
+    assert "another CLIP: expected embed_dim 13, given 12" in fails(*ask)
+    Path("broken/unclip.json").write_text(index)
+    weights = Path("broken/prior/model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    save_file({**tensors, "network.query": tensors["network.query"] * float("nan")}, weights)
+    assert "NaN or infinite weights in network.query" in fails(*ask)
+    save_file({name: tensor for name, tensor in tensors.items() if "positions" not in name}, weights)
+    assert "1 missing: network.positions" in fails(*ask) and "1 missing" in fails("info", "broken")
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert "cannot be read as safetensors" in fails(*ask)
+    tiny_prior = tiny.prior(scaling="statistics")
+    shutil.rmtree("broken/prior")
+    tiny_prior.save_pretrained("broken/prior")
+    assert "statistics are missing" in fails(*ask)
+
+
+def test_faults_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ("generate", "a red heart", "-o", "x.png", "--model", folder, "--size", 64)
+    with full_disk(2000):
+        assert "cannot write x.png: File too large" in fails(*ask)
+
+    def broken(error: Exception) -> None:
+        def sample(*a: Any, **k: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("upsamplers.upsampler.Upsampler.sample", sample)
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
+        broken(error)
+        assert "out of memory: draw fewer pictures at once" in fails(*ask)
+    broken(RuntimeError("a fault of ours"))
+    done = call(*ask)
+    assert done.exit_code == 1 and isinstance(done.exception, RuntimeError)  # with its traceback, for a report
+
+
+def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show, disabled = warnings.showwarning, cli.logging.root.manager.disable
+    encode = tiny.CLIP.encode_text
+
+    def noisy(self: Any, captions: list[str]) -> Any:
+        warnings.warn_explicit("something is deprecated", UserWarning, torch.__file__, 1)
+        cli.logging.getLogger("library").warning("look here")
+        return encode(self, captions)
+
+    monkeypatch.setattr(tiny.CLIP, "encode_text", noisy)
+    long = "a cat with a red heart with a cat on a hat"
+    done = run(folder, long, long + " hat", "-o", "x.png", "--size", 16, "--n", 2)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: the caption 'a cat") and "dropped" in line for line in lines)
+    assert warnings.showwarning is show and cli.logging.root.manager.disable == disabled
+    fails("generate", "x", "-o", "x.png", "--model", "nowhere")
+    assert warnings.showwarning is show and cli.logging.root.manager.disable == disabled
+
+
+def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unclip.pipeline.PIXELS_AT_ONCE", 16 * 16)
+    told: list[tuple[str, int]] = []
+
+    class Bar:
+        def __init__(self, desc: str, total: int, **options: Any):
+            assert options["disable"] is None and total == {"prior": 3, "decoder": 4}[desc]
+            self.name, self.n = desc, 0
+
+        def update(self) -> None:
+            self.n += 1
+            told.append((self.name, self.n))
+
+        def reset(self) -> None:
+            self.n = 0
+
+        def set_description(self, text: str) -> None:
+            told.append((text, -1))
+
+        def close(self) -> None:
+            told.append((self.name, -2))
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    run(folder, "two dogs", "-o", "x.png", "--size", 16, "--n", 2, "--steps", "decoder=4")
+    prior = [("prior", 1), ("prior", 2), ("prior", 3), ("prior 2/2", -1)]
+    chunks = [[*(("decoder", k) for k in (1, 2, 3, 4)), (f"decoder {done}/2", -1)] for done in (1, 2)]
+    assert told == [*prior, *chunks[0], *chunks[1], ("prior", -2), ("decoder", -2)]
+
+
+def test_as_a_program(folder: Path, here: Path) -> None:
+    """A fresh process: nothing but the file's name is printed; bad input ends with one line and status 2."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"capture_output": True, "text": True, "env": environment, "cwd": here}
+    start = [sys.executable, "-m", "unclip.cli", "generate", "a red heart", "--model", str(folder), "--size", "16", "-o"]
+    done = subprocess.run([*start, "x.png"], **options)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x.png\n", "") and story("x.png")["model"] == "tiny"
+    done = subprocess.run([*start, "x.bmp"], **options)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_entry_point() -> None:
+    text = (ROOT / "setup.cfg").read_text()
+    assert "unclip = unclip.cli:main" in text and callable(cli.main)
+    assert (checkpoint.SHIPPED.parent / "py.typed").exists()

@@ -1,0 +1,106 @@
+"""Configs: strict on the way in, the same on the way out, and errors that name the place."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from unclip.config import Config
+from unclip.types import Sampling
+
+
+class Inner(Config, frozen=True, kw_only=True):
+    width: int = 8
+    levels: tuple[int, ...] = (1, 2)
+    rate: float = 0.5
+    word: str = "x"
+
+
+class Outer(Config, frozen=True, kw_only=True):
+    inner: Inner
+    spare: Inner | None = None
+    steps: int | str | tuple[int, ...] = 10
+
+    def __post_init__(self) -> None:
+        if self.steps == 0:
+            raise ValueError("steps is 0; it must be positive")
+
+
+CONFIG = Outer(inner=Inner(rate=0.1 + 0.2, levels=(3,)), spare=Inner(), steps=(9, 4, 0))
+
+
+def test_json_holds_the_whole_value() -> None:
+    assert Outer.from_json(CONFIG.to_json()) == CONFIG
+    assert '"rate": 0.30000000000000004' in CONFIG.to_json() and '"word": "x"' in CONFIG.to_json()  # defaults too
+    sampling = Sampling(steps="fast27", interval=(1, 500), threshold=0.995)
+    assert Sampling.from_json(sampling.to_json()) == sampling and hash(sampling) == hash(sampling.replace())
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        CONFIG.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"inner": {"widht": 4}}', r"a.json is no Outer: .*`widht`.*\$\.inner.*Inner has width, levels, rate, word"),
+        ('{"inner": {}, "spare": {"a": 1}}', r"`a`.*\$\.spare.*Inner has width"),
+        ('{"inner": {}, "extra": 1}', r"`extra`.*Outer has inner, spare, steps"),
+        ('{"inner": {"width": "8"}}', r"int.*str.*\$\.inner\.width"),
+        ('{"inner": {"levels": [1, 2.5]}}', r"\$\.inner\.levels\[1\]"),
+        ('{"inner": {"rate": NaN}}', "malformed"),
+        ('{"inner": {}, "steps": 0}', "steps is 0; it must be positive"),
+        ("{}", "missing required field `inner`"),
+        ('{"inner": {}', "truncated"),
+        ("", "truncated"),
+        ("[]", "Expected `object`"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_path(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Outer.from_json(text, source="a.json")
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(CONFIG.to_json())
+    assert Outer.load(tmp_path / "a.json") == CONFIG
+    with pytest.raises(ValueError, match="b.json cannot be read: No such file"):
+        Outer.load(tmp_path / "b.json")
+    (tmp_path / "c.json").write_bytes(b'{"inner": {"word": "\xff"}}')
+    with pytest.raises(ValueError, match="c.json is no Outer"):
+        Outer.load(tmp_path / "c.json")
+
+
+def test_replace_checks_like_a_reader() -> None:
+    assert CONFIG.replace(steps="10,5").steps == "10,5"
+    assert CONFIG.replace(inner=CONFIG.inner.replace(rate=1)).inner.rate == 1.0
+    with pytest.raises(ValueError, match="Outer has no field step; it has inner, spare, steps"):
+        CONFIG.replace(step=3)
+    with pytest.raises(ValueError, match="steps is 0"):
+        CONFIG.replace(steps=0)
+    with pytest.raises(ValueError, match=r"Inner: .*int.*\$\.width"):
+        CONFIG.inner.replace(width="wide")
+    with pytest.raises(ValueError, match="steps"):
+        CONFIG.replace(steps=math.pi)
+
+
+def test_overrides_are_json_or_bare_words() -> None:
+    changed = CONFIG.override(
+        "inner.width=4", "inner.levels=[1,2,3]", "inner.word=blue", "spare=null", "steps=fast27", "inner.rate=1e-3"
+    )
+    assert changed == Outer(inner=Inner(width=4, levels=(1, 2, 3), word="blue", rate=1e-3), spare=None, steps="fast27")
+    assert CONFIG.override("inner.word=a=b").inner.word == "a=b"
+    for setting, message in {
+        "inner.widht=3": "no setting 'inner.widht': in place of 'widht' it has width, levels, rate, word",
+        "iner.width=3": "in place of 'iner' it has inner, spare, steps",
+        "inner.width.more=3": "in place of 'more' it has no fields",
+        "inner.width": "write name=value",
+        "inner.width=wide": r"Outer with inner.width=wide is no Outer: .*\$\.inner\.width",
+        "steps=0": "steps is 0",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            CONFIG.override(setting)
+    assert CONFIG.inner.width == 8

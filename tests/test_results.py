@@ -1,0 +1,158 @@
+"""What a pipeline returns: PNGs with their story, latents on disk, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from unclip import __version__
+from unclip.results import Generation, Latent, check_output, grid, png, story, to_pil, write_files
+
+LATENT = Latent(torch.randn(2, 5), torch.randn(2, 3, 4, 4), 900, (900, 450, 0), ("a heart", "ein Löwe 🦁"), {"clip": "c0ffee"})
+IMAGES = torch.rand(2, 3, 8, 8) * 2 - 1
+GENERATION = Generation(IMAGES, LATENT, {8: IMAGES}, LATENT.captions, ((5, 7), (5, 8)), "tiny")
+
+
+def one(k: int) -> Generation:
+    latent = replace(LATENT, image_embed=LATENT.image_embed[:1], x_t=LATENT.x_t[:1], captions=LATENT.captions[k : k + 1])
+    return replace(GENERATION, images=IMAGES[k : k + 1], latent=latent, captions=latent.captions, seeds=((5, 7 + k),))
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Files cannot grow beyond `room` bytes: the system's own error, as from a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_pixels() -> None:
+    image = torch.tensor([-1.0, 0.0, 1.0, -9.0, 9.0, 1 / 127.5 - 1])[None, None].expand(3, 1, 6)
+    assert [to_pil(image).getpixel((x, 0))[0] for x in range(6)] == [0, 128, 255, 0, 255, 1]
+    bars = torch.stack([torch.full((2, 3), value) for value in (1.0, -1.0, 0.0)])
+    assert to_pil(bars).mode == "RGB" and to_pil(bars).size == (3, 2) and to_pil(bars).getpixel((0, 0)) == (255, 0, 128)
+
+
+def test_a_png_tells_its_story(tmp_path: Path) -> None:
+    assert one(1).save(tmp_path / "new" / "x.png") == [tmp_path / "new" / "x.png"]
+    expected = {"caption": "ein Löwe 🦁", "seed": "5", "index": "8", "model": "tiny", "version": __version__}
+    assert expected.items() <= story(tmp_path / "new" / "x.png").items()
+    with Image.open(tmp_path / "new" / "x.png") as picture:
+        assert picture.tobytes() == to_pil(IMAGES[1]).tobytes() == one(1).pil()[0].tobytes()
+
+
+def test_several_pictures(tmp_path: Path) -> None:
+    assert GENERATION.save(tmp_path / "x.png") == [tmp_path / "x-0.png", tmp_path / "x-1.png"]
+    assert GENERATION.save(tmp_path / "folder") == [tmp_path / "folder" / "00007.png", tmp_path / "folder" / "00008.png"]
+    (tmp_path / "with.dot").mkdir()
+    assert GENERATION.save(tmp_path / "with.dot")[0] == tmp_path / "with.dot" / "00007.png"
+    assert one(0).save(tmp_path / "UPPER.PNG") == [tmp_path / "UPPER.PNG"]
+    assert story(tmp_path / "x-1.png")["caption"] == "ein Löwe 🦁"
+    assert [p.name for p in tmp_path.rglob(".*")] == []
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder.png").mkdir()
+    for path, message in {
+        "x.jpg": "written as .png or into a folder, not as '.jpg'",
+        "folder.png": "is a folder",
+        "file": "cannot write to .*file",
+        "file/x.png": "cannot write",
+        "n" * 300 + ".png": "cannot write .*name too long",
+    }.items():
+        for check in (check_output, one(0).save):
+            with pytest.raises(ValueError, match=message):
+                check(tmp_path / path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"] and (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "x-0.png").write_text("before")
+    noisy = torch.rand(3, 64, 64) * 2 - 1
+    large = replace(GENERATION, images=torch.stack([torch.zeros(3, 64, 64), noisy]))
+    assert len(png(large.images[0], {})) < 4000 < len(png(noisy, {}))
+    with full_disk(4000), pytest.raises(ValueError, match=f"cannot write .*x-1.png: {os.strerror(errno.EFBIG)}"):
+        large.save(tmp_path / "x.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["x-0.png"] and (tmp_path / "x-0.png").read_text() == "before"
+
+
+def test_files_are_renamed_when_all_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_files([(tmp_path / "a", b"1"), (tmp_path / "b" / "c", b"2")])
+    assert (tmp_path / "a").read_bytes() == b"1" and (tmp_path / "b" / "c").read_bytes() == b"2" and len(synced) == 2
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(ValueError, match="cannot write .*a: No space left on device"):
+        write_files([(tmp_path / "a", b"3")])
+    assert (tmp_path / "a").read_bytes() == b"1" and sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_latents_on_disk(tmp_path: Path) -> None:
+    LATENT.save(tmp_path / "x.safetensors")
+    loaded = Latent.load(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").unlink()
+    assert torch.equal(loaded.image_embed, LATENT.image_embed) and torch.equal(loaded.x_t, LATENT.x_t)
+    assert (loaded.t, loaded.timesteps, loaded.captions, dict(loaded.models)) == (
+        900,
+        (900, 450, 0),
+        LATENT.captions,
+        {"clip": "c0ffee"},
+    )
+    assert len(loaded) == 2
+
+
+def test_what_is_no_latent(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    LATENT.save(path)
+    whole = path.read_bytes()
+    tensors = {"image_embed": LATENT.image_embed, "x_t": LATENT.x_t}
+    about = '{"t": 1, "timesteps": [1, 0], "captions": ["a"], "models": {}}'
+    assert re.sub(rb"unclip-latent-1", b"", whole) != whole
+
+    def check(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Latent.load(path)
+
+    path.write_bytes(whole[:-9])
+    check("x.safetensors cannot be read as a latent")
+    path.write_bytes(b"not one")
+    check("x.safetensors cannot be read as a latent")
+    save_file(tensors, path)
+    check(r"no latent \(format None\)")
+    save_file(tensors, path, metadata={"format": "unclip-latent-1"})
+    check("x.safetensors is no About")
+    save_file(tensors, path, metadata={"format": "unclip-latent-1", "about": about.replace('"t": 1', '"t": "1"')})
+    check(r"int.*str.*\$\.t")
+    save_file({"x_t": LATENT.x_t}, path, metadata={"format": "unclip-latent-1", "about": about})
+    check("image_embed")
+    save_file(tensors, path, metadata={"format": "unclip-latent-1", "about": about})
+    check("b captions; got .* 1 captions")
+    path.unlink()
+    check("cannot be read as a latent")
+
+
+def test_grids() -> None:
+    images = torch.stack([torch.full((3, 2, 3), value) for value in (-1.0, -0.5, 0.0)])
+    sheet = grid(images, columns=2, gap=1)
+    assert sheet.shape == (3, 7, 9)
+    assert (sheet[:, 1:3, 1:4] == -1).all() and (sheet[:, 1:3, 5:8] == -0.5).all() and (sheet[:, 4:6, 1:4] == 0).all()
+    assert (sheet[:, 4:6, 5:8] == 1).all() and (sheet[:, 0] == 1).all()

@@ -1,0 +1,117 @@
+"""The values between the parts: captions, settings, trees."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unclip.types import Batch, Cond, Sampling, Task, Text, best_of, move, require, tree_map
+
+
+def text(*strings: str) -> Text:
+    rows = torch.arange(len(strings))
+    return Text(
+        list(strings),
+        rows[:, None].expand(-1, 4),
+        rows[:, None] + torch.rand(len(rows), 3),
+        rows[:, None, None] + torch.rand(len(rows), 4, 2),
+        torch.arange(4) <= rows[:, None],
+    )
+
+
+def test_texts_are_repeated_and_cut_by_caption() -> None:
+    given = text("a", "b", "c")
+    twice = given.repeat(2)
+    assert twice.strings == ["a", "a", "b", "b", "c", "c"]
+    some = twice.rows(slice(2, 5))
+    assert some.strings == ["b", "b", "c"]
+    for one, whole in zip(some[1:], given[1:]):
+        assert torch.equal(one, whole[[1, 1, 2]])
+    assert all(torch.equal(a, b) for a, b in zip(given.repeat(1)[1:], given[1:]))
+
+
+def test_blank_captions() -> None:
+    assert text("", "a", " \t\n", "0").blank.tolist() == [True, False, True, False]
+
+
+def test_best_of_takes_the_nearest_direction() -> None:
+    wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    embeds = torch.tensor([[[9.0, 9.0], [0.5, 0.1]], [[1.0, 0.1], [0.1, 0.2]]])  # long ones point elsewhere
+    assert torch.equal(best_of(embeds, wanted), torch.stack([embeds[0, 1], embeds[1, 1]]))
+    assert torch.equal(best_of(embeds[:, :1], wanted), embeds[:, 0])
+    assert best_of(embeds.bfloat16(), wanted).dtype == torch.bfloat16
+
+
+def test_trees_keep_their_kind() -> None:
+    x = torch.ones(2)
+    tree = {"cond": Cond(x, text=text("a")), "list": [x, None], "tuple": (x, "word")}
+    doubled = tree_map(lambda a, b: a + b, tree, tree)
+    assert isinstance(doubled["cond"], Cond) and isinstance(doubled["cond"].text, Text)
+    assert doubled["cond"].text.strings == ["a"] and doubled["cond"].label is None
+    assert torch.equal(doubled["list"][0], 2 * x) and doubled["list"][1] is None
+    assert torch.equal(doubled["tuple"][0], 2 * x) and doubled["tuple"][1] == "word"
+
+
+def test_moving_changes_floats_only() -> None:
+    moved = move(text("a", "b"), None, torch.float64)
+    assert (moved.tokens.dtype, moved.embed.dtype, moved.mask.dtype) == (torch.int64, torch.float64, torch.bool)
+    assert move(text("a"), "meta").states.is_meta and move(moved, "cpu").embed.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"steps": -3},
+        {"steps": 2.5},
+        {"steps": True},
+        {"sampler": "ddmi"},
+        {"variance": "larg"},
+        {"guidance": -1.0},
+        {"guidance": math.nan},
+        {"guidance": math.inf},
+        {"eta": -0.1},
+        {"eta": 1.0, "sampler": "ddpm"},
+        {"threshold": 0.0},
+        {"threshold": 5},
+        {"threshold": "dynamic"},
+        {"interval": (5, 5)},
+        {"interval": (-1, 5)},
+    ],
+)
+def test_samplings_that_cannot_work_are_refused_by_name(changes: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} is ") as error:
+        Sampling(**changes)
+    assert len(str(error.value)) > 25  # says what to do
+    with pytest.raises(ValueError):
+        Sampling().replace(**changes)
+
+
+def test_samplings_that_work() -> None:
+    for changes in (
+        {"steps": (9, 3, 0)},
+        {"steps": "10,5"},
+        {"threshold": 1.0},
+        {"eta": 1.0},
+        {"guidance": 0.0},
+        {"interval": (0, 3)},
+    ):
+        assert Sampling(**changes) == Sampling().replace(**changes)
+
+
+def test_a_batch_that_lacks_something_is_refused() -> None:
+    batch = Batch(keys=["a"], captions=["b"])
+    require(batch, ["captions"], "T")
+    with pytest.raises(ValueError, match="T needs batches with images, captions; this one has only keys, captions"):
+        require(batch, ["images", "captions"], "T")
+
+
+def test_a_task_says_what_it_must_define() -> None:
+    class Mine(Task):
+        pass
+
+    with pytest.raises(TypeError, match="Mine must define forward"):
+        Mine()(Batch(keys=[]), None)
+    assert Mine().sample_images(Batch(keys=[]), None) is None  # type: ignore[arg-type]
