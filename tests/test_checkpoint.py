@@ -44,6 +44,7 @@ def files(folder: Path) -> list[str]:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the tree in place, or return another one."""
     tree = json.loads(path.read_text())
     path.write_text(json.dumps(change(tree) or tree))
 
@@ -177,18 +178,18 @@ def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str
             r"decoder/config.json .*`imagesize`.*DecoderConfig has image_size, unet",
         ),
         (CONFIG, lambda c: c["config"]["unet"].update(width=3), r"`width`.*\$\.unet.*UNetConfig has in_channels"),
-        (CONFIG, lambda c: c["config"].pop("unet"), "missing required field `unet`"),
+        (CONFIG, lambda c: c["config"].pop("unet") and None, "missing required field `unet`"),
         (CONFIG, lambda c: c["config"].update(image_size="16"), r"int.*str.*\$\.image_size"),
         (CONFIG, lambda c: c["config"]["unet"].update(channels=33), "channels is 33"),
         (CONFIG, lambda c: c["config"]["unet"].update(channels=64), "does not fit its config: .* of another shape"),
         (CONFIG, lambda c: c.update({"class": "Encoder"}), "describes the class 'Encoder'; expected 'Decoder'"),
-        (CONFIG, lambda c: c.pop("class"), "missing required field `class`"),
+        (CONFIG, lambda c: c.pop("class") and None, "missing required field `class`"),
         (CONFIG, lambda c: c.update(more=1), "unknown field `more`"),
         (CONFIG, lambda c: [c], "Expected `object`"),
         ("unclip.json", lambda i: i["parts"].update(decoder="Sampling"), "knows no part 'Sampling'"),
         ("unclip.json", lambda i: i["parts"].update(decoder="os.system"), "knows no part 'os.system'"),
         ("unclip.json", lambda i: i["parts"].update(decoder="Upsampler"), "describes the class 'Decoder'; expected 'Upsampler'"),
-        ("unclip.json", lambda i: i["parts"].pop("prior"), "this one has no prior"),
+        ("unclip.json", lambda i: i["parts"].pop("prior") and None, "this one has no prior"),
         ("unclip.json", lambda i: i["parts"].update({"../x": "Decoder"}), "unknown part '../x'"),
         (
             "unclip.json",
@@ -196,9 +197,9 @@ def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str
             "upsampler_99 holds no part: config.json is missing",
         ),
         ("unclip.json", lambda i: i.update(candidates=0), "at least one embedding"),
-        ("unclip.json", lambda i: i.pop("clip_identity"), "clip_identity"),
+        ("unclip.json", lambda i: i.pop("clip_identity") and None, "clip_identity"),
         ("unclip.json", lambda i: i["clip_identity"].update(captions="x"), r"\$\.clip_identity"),
-        ("unclip.json", lambda i: i["clip_identity"].pop("captions"), "has no field 'captions'"),
+        ("unclip.json", lambda i: i["clip_identity"].pop("captions") and None, "has no field 'captions'"),
         ("unclip.json", lambda i: i["clip_identity"]["captions"][0].reverse(), "another CLIP"),
         ("unclip.json", lambda i: i["clip_identity"].update(embed_dim=99), "another CLIP: expected embed_dim 99, given 12"),
         ("provenance.json", lambda p: ["x"], "must hold an object, not a list"),

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import tiny
 import torch
@@ -238,6 +239,8 @@ def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, mon
         return encode(self, captions)
 
     monkeypatch.setattr(tiny.CLIP, "encode_text", noisy)
+    # In the tests calls pass through the type checker, which then looks like the file that warns.
+    monkeypatch.setattr(cli, "HOUSES", [*cli.HOUSES, Path(jaxtyping.__file__).parent])
     long = "a cat with a red heart with a cat on a hat"
     done = run(folder, long, long + " hat", "-o", "x.png", "--size", 16, "--n", 2)
     lines = done.stderr.splitlines()

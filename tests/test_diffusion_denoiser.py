@@ -38,6 +38,7 @@ def test_min_snr_weighs_x0_errors_alike_whatever_is_predicted(case, predicts):
     snr = SCHEDULE.snr(T)
     factor = {"x0": 1.0, "eps": snr, "v": snr + 1}[predicts]
     assert torch.allclose(loss_weight(SCHEDULE, T, predicts, "min_snr").double() * factor, snr.clamp(max=5.0), rtol=1e-5)
+    assert torch.allclose(loss_weight(SCHEDULE, T, predicts, "clamped_snr").double() * factor, snr.clamp(1.0, 5.0), rtol=1e-5)
 
 
 def test_learned_variance_is_finite_for_any_output_at_every_step():

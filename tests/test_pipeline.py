@@ -200,8 +200,8 @@ def test_another_clip_is_refused(pipe: UnCLIP) -> None:
 
 
 def test_a_long_caption_is_cut_and_the_dropped_text_shown(pipe: UnCLIP) -> None:
-    with pytest.warns(UserWarning, match="longer than CLIP's context of 10 tokens; dropped: 'on a hat'") as caught:
-        made = pipe.generate("a cat with a red heart with a cat on a hat"[:42], size=16, n=3)
+    with pytest.warns(UserWarning, match="longer than CLIP's context of 10 tokens; dropped: 'on a hat'$") as caught:
+        made = pipe.generate("a cat with a red heart a cat on a hat", size=16, n=3)
     assert len(caught) == 1 and made.captions[0].endswith("on a hat")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

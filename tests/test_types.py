@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from unclip.randomness import Noise
 from unclip.types import Batch, Cond, Sampling, Task, Text, best_of, move, require, tree_map
 
 
@@ -113,5 +114,5 @@ def test_a_task_says_what_it_must_define() -> None:
         pass
 
     with pytest.raises(TypeError, match="Mine must define forward"):
-        Mine()(Batch(keys=[]), None)
-    assert Mine().sample_images(Batch(keys=[]), None) is None  # type: ignore[arg-type]
+        Mine()(Batch(keys=[]), Noise.of(0))
+    assert Mine().sample_images(Batch(keys=[]), Noise.of(0)) is None

@@ -235,7 +235,7 @@ def fingerprint(part: object) -> str:
     Of each tensor the ends are read, in half precision: any training changes them, storing them in float16 does not.
     """
     digest = hashlib.blake2b(type(part).__name__.encode(), digest_size=8)
-    config = getattr(part, "config", None)
+    config = part.record() if isinstance(part, Part) else getattr(part, "config", None)
     if isinstance(config, Config):
         settings = msgspec.to_builtins(config)
         settings.pop("sampling", None)  # how it is used by default, not what it is

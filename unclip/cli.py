@@ -32,12 +32,13 @@ HOUSES = [Path(__file__).parents[1] / name for name in ("unclip", "prior", "deco
 Model = Annotated[str, typer.Option(help="A shipped name, a folder, or a Hugging Face hub id.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from . import __version__
 
         typer.echo(f"unclip {__version__}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()

@@ -7,8 +7,8 @@ the CPU: equal paths give bit-equal numbers everywhere, different paths independ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -27,10 +27,10 @@ class Noise:
         self._streams: list[np.random.Generator] | None = None
 
     @classmethod
-    def of(cls, seed: int, index: Sequence[int] | int = 0) -> Noise:
+    def of(cls, seed: int, index: Iterable[int] | SupportsIndex = 0) -> Noise:
         """Streams for images `index` (one number or several) of the run `seed`."""
-        index = [int(index)] if isinstance(index, (int, np.integer)) else index
-        return cls([f"{int(seed)}/{int(i)}" for i in index])
+        indices = index if isinstance(index, Iterable) else [index]
+        return cls([f"{int(seed)}/{int(i)}" for i in indices])
 
     def __len__(self) -> int:
         return len(self.paths)

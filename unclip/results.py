@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import torch
@@ -131,8 +132,8 @@ def check_output(path: str | Path) -> Path:
         parent = path.parent if is_png else path
         while not parent.exists():
             parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise ValueError(f"cannot write to {parent}: choose another output")
+        with TemporaryFile(dir=parent):  # permissions alone do not tell: the disk may be mounted read-only
+            pass
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
     return path

@@ -126,12 +126,12 @@ def decoder() -> DecoderRecipe:
             text=TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED),
             predicts="x0",
             variance="fixed",
-            weighting="min_snr",
+            weighting="clamped_snr",
             sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=2.0, threshold="static"),
         ),
         # A constant rate and a long average: the run may be cut off, shipped and continued at any time.
         train=TrainConfig(
-            steps=12500, batch=32, lr=4e-4, warmup=300, decay="constant", ema=0.9995, precision="bfloat16",
+            steps=1800, batch=32, lr=5e-4, warmup=50, ema=0.999, precision="bfloat16",
             channels_last=True, sample_every=1000,
         ),
     )  # fmt: skip

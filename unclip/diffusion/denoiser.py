@@ -13,7 +13,7 @@ from unclip.diffusion.variance import vlb_terms
 from unclip.types import Losses, Prediction
 
 Predicts = Literal["x0", "eps", "v"]
-Weighting = Literal["none", "min_snr"]
+Weighting = Literal["none", "min_snr", "clamped_snr"]
 
 
 @runtime_checkable
@@ -72,9 +72,14 @@ class Denoiser:
 
 
 def loss_weight(schedule: NoiseSchedule, t: Tensor, predicts: Predicts, weighting: Weighting, gamma: float = 5.0) -> Tensor:
-    """Weight (b) on the squared error of the prediction target; min-SNR-gamma (Hang et al. 2023)."""
+    """Weight (b) on the squared error of the prediction target, given as a weight on the error of x0.
+
+    "min_snr": min(SNR, gamma) (Hang et al. 2023).  "clamped_snr": at least 1 besides, the truncated SNR of Salimans & Ho (2022):
+    min-SNR all but ignores the noisiest steps, where the condition is turned into a layout, and short trainings miss that.
+    """
     if weighting == "none":
         return torch.ones(len(t))
     snr = schedule.snr(t)
-    capped = snr.clamp(max=gamma)
-    return {"x0": capped, "eps": capped / snr, "v": capped / (snr + 1)}[predicts].float()
+    on_x0 = snr.clamp(min=1.0 if weighting == "clamped_snr" else 0.0, max=gamma)
+    # an error d of x0 is one of alpha / sigma d in eps and of d / sigma in v
+    return (on_x0 / {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[predicts]).float()

@@ -1,0 +1,116 @@
+"""What the numbers were measured on: `python benchmarks/machine.py`.  The other benchmarks print it first."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Speed(NamedTuple):
+    """What this machine reaches on the plain operations that the stages are made of."""
+
+    product: dict[str, float]  # GFLOP/s by dtype: 1536 x 1536 times 1536 x 1536
+    convolution: dict[str, float]  # GFLOP/s by dtype: 3 x 3, 128 to 128 channels, 64 x 64 pixels, two pictures
+    memory: float  # GB/s: reading 512 MB once
+
+
+def describe() -> str:
+    """CPU, cores, memory and versions in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 0.0
+    return (
+        f"{_cpu()}, {cores} cores, {torch.get_num_threads()} threads, {gigabytes:.0f} GB, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()}"
+    )
+
+
+def busy(seconds: float = 1.0) -> float | None:
+    """The part of all cores that others use while this process sleeps; None where /proc cannot tell."""
+
+    def read() -> tuple[int, int]:
+        numbers = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]  # all, idle and waiting for disks
+
+    if not Path("/proc/stat").exists():
+        return None
+    total, idle = read()
+    time.sleep(seconds)
+    total_after, idle_after = read()
+    return 1 - (idle_after - idle) / max(1, total_after - total)
+
+
+def median(run: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call, after one that does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def speed(repeats: int = 7) -> Speed:
+    """Measure products, convolutions and memory; about two seconds on two cores."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    a, b = draw(1536, 1536), draw(1536, 1536)
+    x, weight = draw(2, 128, 64, 64), draw(128, 128, 3, 3)
+    product, convolution = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        left, right = a.to(dtype), b.to(dtype)
+        image, kernel = (y.to(dtype, memory_format=torch.channels_last) for y in (x, weight))
+        product[name] = 2 * 1536**3 / median(lambda: left @ right, repeats) / 1e9  # noqa: B023 (called at once)
+        flop = 2 * x.numel() * 128 * 9
+        convolution[name] = flop / median(lambda: torch.conv2d(image, kernel, padding=1), repeats) / 1e9  # noqa: B023
+    large = torch.ones(2**27)
+    return Speed(product, convolution, large.nbytes / median(large.sum, repeats) / 1e9)
+
+
+def header() -> str:
+    """The lines above every table: when, on what, how fast it is, and whether it was free."""
+    others = busy()
+    found = speed()
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}, {describe()}",
+        f"matrix product {_rates(found.product)}; convolution {_rates(found.convolution)}; memory {found.memory:.0f} GB/s read",
+    ]
+    if others is not None and others > 0.05:
+        lines.append(f"BUSY: other work takes {100 * others:.0f} % of the cores, so the times below are too long")
+    return "\n".join(lines)
+
+
+def _rates(by_dtype: dict[str, float]) -> str:
+    return ", ".join(f"{rate:.0f} GFLOP/s {dtype}" for dtype, rate in by_dtype.items())
+
+
+def _cpu() -> str:
+    """The model's name; where it says little ("AMD EPYC"), family and model tell which it is."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().split("\n\n", 1)[0].splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
+        if "model name" in fields:
+            return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return asked.stdout.strip() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    print(header())
