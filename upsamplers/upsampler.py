@@ -128,7 +128,7 @@ class Upsampler(Part[UpsamplerConfig]):
             x_t = noise.at("x_T").normal(encoded.shape[1:])
         elif x_t.shape != encoded.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the target size needs {tuple(encoded.shape)}")
-        denoise = classifier_free(self.denoiser, encoded, None, scale=1)
+        denoise = classifier_free(self.denoiser, encoded, None, scale=1.0)
         denoise = threshold(denoise, self.schedule, sampling.threshold)
         x = run(denoise, x_t.to(encoded), self.schedule, sampling, noise=noise.at("steps"))
         return x.clamp(-1, 1)

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.data.order import Data
 from unclip.types import Batch, ImageTextEncoder, Text, move
+
+from .order import Data
 
 FORMAT = "unclip.embeddings.1"
 TEXT_TENSORS = ("tokens", "embed", "states", "mask")

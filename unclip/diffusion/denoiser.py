@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from unclip.diffusion.schedule import NoiseSchedule
-from unclip.diffusion.variance import vlb_terms
 from unclip.types import Losses, Prediction
+
+from .schedule import NoiseSchedule
+from .variance import vlb_terms
 
 Predicts = Literal["x0", "eps", "v"]
 Weighting = Literal["none", "min_snr", "clamped_snr"]

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unclip.diffusion.schedule import NoiseSchedule
 from unclip.types import Denoise, Prediction, tree_map
+
+from .schedule import NoiseSchedule
 
 
 def classifier_free(

@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unclip.diffusion.schedule import NoiseSchedule, spaced
-from unclip.diffusion.variance import Variance, named
 from unclip.randomness import Noise
 from unclip.types import Denoise, Prediction, Sampling
+
+from .schedule import NoiseSchedule, spaced
+from .variance import Variance, named
 
 
 def ddpm(

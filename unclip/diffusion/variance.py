@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unclip.diffusion.schedule import NoiseSchedule
 from unclip.types import Prediction
+
+from .schedule import NoiseSchedule
 
 Variance = Callable[[NoiseSchedule, int, int, Prediction], "Tensor | float"]  # (schedule, t, s, prediction), 1 <= s < t
 

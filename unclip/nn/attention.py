@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.nn.linear import Linear
+from .linear import Linear
 
 
 class KeyValue(NamedTuple):
