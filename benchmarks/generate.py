@@ -1,7 +1,7 @@
 """`unclip generate` from the start of the process to the end of it: `python benchmarks/generate.py`.
 
-Wall time and peak memory of the command as a user types it, then where the time goes, from a process that takes the same
-steps and looks at the clock in between.  Every run is a process of its own; medians.
+Wall time and peak memory of the command as a user types it, then where the time goes, from runs that look at the clock at
+the command's joints.  Every run is a process of its own; medians.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -46,13 +47,16 @@ def run(arguments: list[str]) -> Run:
     return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9, output, started)
 
 
+def arguments(model: str, size: int, dtype: str, png: Path) -> list[str]:
+    return ["generate", CAPTION, "-o", str(png), "--model", model, "--size", str(size), "--dtype", dtype]
+
+
 def command(model: str, size: int, dtype: str, png: Path) -> Run:
     """`unclip generate`, and a look at what it left."""
     from PIL import Image
 
     png.unlink(missing_ok=True)
-    options = ["-o", str(png), "--model", model, "--size", str(size), "--dtype", dtype]
-    measured = run(["-c", COMMAND, "generate", CAPTION, *options])
+    measured = run(["-c", COMMAND, *arguments(model, size, dtype, png)])
     with Image.open(png) as picture:
         if picture.size != (size, size):
             sys.exit(f"asked for {size} pixels, {png} is {picture.size}")
@@ -62,41 +66,66 @@ def command(model: str, size: int, dtype: str, png: Path) -> Run:
 def breakdown(model: str, size: int, dtype: str, png: Path) -> dict[str, float]:
     """Seconds of each step of a traced run, in their order."""
     measured = run([__file__, "--trace", "--model", model, "--sizes", str(size), "--dtype", dtype, "--output", str(png)])
-    before, steps = measured.started, {}
-    for name, clock in [*json.loads(measured.output), ("end of the process", measured.started + measured.seconds)]:
-        steps[name] = clock - before
+    before = measured.started
+    steps: dict[str, float] = {}
+    marks = json.loads(png.with_suffix(".json").read_text())
+    for name, clock in [*marks, ("end of the process", measured.started + measured.seconds)]:
+        steps[name] = steps.get(name, 0.0) + clock - before  # a stage reports each of its chunks
         before = clock
     return steps
 
 
-def trace(model: str, size: int, dtype: str, png: Path) -> None:
-    """The steps of `unclip generate`; prints what time it was after each as JSON."""
+def trace(options: list[str], png: Path) -> None:
+    """The command itself in this process, with a look at the clock at its joints; the times go to a file beside `png`."""
     marks = [("interpreter", time.time())]
 
-    def mark(name: str, done: int = 1, total: int = 1) -> None:
-        if done == total:
-            marks.append((name, time.time()))
+    def mark(name: str) -> None:
+        marks.append((name, time.time()))
 
-    import torch
-
-    mark("import torch")
-    import open_clip  # noqa: F401 (CLIP would import it while it is built)
-
-    mark("import open_clip, torchvision")
-    import decoder  # noqa: F401
-    import prior  # noqa: F401
     import unclip.cli
-    import unclip.clip
-    import upsamplers  # noqa: F401
-    from unclip.pipeline import UnCLIP
 
-    mark("import unclip, prior, ...")
-    pipe = UnCLIP.from_pretrained(model).to("cpu", getattr(torch, dtype))
-    mark("load, check the CLIP")
-    result = pipe.generate(CAPTION, size=size, progress=mark)
-    result.save(png)
-    mark("PNG")
-    print(json.dumps(marks))
+    mark("import unclip.cli")
+    load = unclip.cli._load
+
+    def load_timed(*args: Any) -> Any:
+        # The imports that loading would make, one by one.
+        import torch  # noqa: F401
+
+        mark("import torch")
+        import open_clip  # noqa: F401
+
+        mark("import open_clip, torchvision")
+        import decoder  # noqa: F401
+        import prior  # noqa: F401
+        import unclip.clip  # noqa: F401
+        import upsamplers  # noqa: F401
+        from unclip.pipeline import UnCLIP
+        from unclip.results import Generation
+
+        mark("import unclip, prior, ...")
+        generate, save = UnCLIP.generate, Generation.save
+
+        def generate_timed(pipe: UnCLIP, captions: list[str], *, progress: Callable[..., None], **settings: Any) -> Generation:
+            def report(stage: str, done: int, total: int) -> None:
+                progress(stage, done, total)
+                mark("text, prior" if stage == "prior" else stage)
+
+            return generate(pipe, captions, progress=report, **settings)
+
+        def save_timed(generation: Generation, path: Path) -> list[Path]:
+            paths = save(generation, path)
+            mark("PNG")
+            png.with_suffix(".json").write_text(json.dumps(marks))
+            return paths
+
+        UnCLIP.generate, Generation.save = generate_timed, save_timed  # type: ignore
+        pipe = load(*args)
+        mark("load, check the CLIP")
+        return pipe
+
+    unclip.cli._load = load_timed  # type: ignore
+    sys.argv = ["unclip", *options]
+    unclip.cli.main()
 
 
 def main() -> None:
@@ -111,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
     if args.trace:
-        return trace(model, args.sizes[0], args.dtype, args.output)
+        return trace(arguments(model, args.sizes[0], args.dtype, args.output), args.output)
     from benchmarks.machine import header
 
     print(header(), flush=True)

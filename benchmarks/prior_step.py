@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.machine import header, median  # noqa: E402
 from prior import PriorNetwork, PriorNetworkConfig  # noqa: E402
 from unclip.nn.linear import Linear  # noqa: E402
 from unclip.nn.transformer import TransformerConfig  # noqa: E402
@@ -42,16 +40,6 @@ def build(width: int, layers: int, context: int) -> PriorNetwork:
     return network.eval()
 
 
-def median(run: Callable[[], Tensor], repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 @contextmanager
 def blas() -> Iterator[None]:
     """Within, Linear is nn.Linear."""
@@ -60,13 +48,6 @@ def blas() -> Iterator[None]:
         yield
     finally:
         Linear.forward = ours  # type: ignore
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}"
 
 
 @torch.no_grad()
@@ -93,8 +74,8 @@ def main() -> None:
     def step(candidates: int) -> Callable[[], Tensor]:
         return lambda: network(noised[: 2 * candidates], t[: 2 * candidates], cache)
 
-    print(f"prior {args.width} x {args.layers}, {weights / 4e9:.2f}B weights, guided, {args.context} text positions")
-    print(machine(), flush=True)
+    print(header(), flush=True)
+    print(f"\nprior {args.width} x {args.layers}, {weights / 4e9:.2f}B weights, guided, {args.context} text positions")
     print(f"{'':36} {'seconds':>8} {'GB/s':>6}")
     times = {}
 

@@ -4,7 +4,8 @@
     python -m experiments.emoji.ship assemble RUNS DEST           # averaged weights in float16, with provenance
 
 RUNS holds the run folders clip, prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need not have
-ended: the newest complete state of each is taken.
+ended: the newest complete state of each is taken.  A run that was started from another's weights (`--init`) keeps that one
+beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from unclip import __version__
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
-from unclip.training import load_ema
+from unclip.training import load_ema, read_log
 
 STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 
@@ -62,7 +63,7 @@ def assemble(runs: Path, dest: Path) -> None:
     pipe.save_pretrained(dest, torch.float16)
 
 
-def measure(prior: DiffusionPrior, n: int = 512) -> None:
+def measure(prior: DiffusionPrior, n: int = 256) -> None:
     """The analytic variance at every timestep, so that any number of steps may be sampled, on n training captions."""
     data = EmojiData("train", 64, embeddings=embeddings_path())
     assert data.embeddings is not None
@@ -76,10 +77,11 @@ def provenance(runs: Path) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     stages = {}
     for stage in STAGES:
-        lines = (runs / stage / "log.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if "loss" in row and "event" not in row]
-        last = {key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if key in rows[-1]}
-        stages[stage] = {"recipe": f"emoji.{stage}", **last}
+        sittings = []
+        for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
+            rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
+            sittings.append({key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if key in rows[-1]})
+        stages[stage] = {"recipe": f"emoji.{stage}", "sittings": sittings}
     return {
         "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
         "205 held out of every training",
