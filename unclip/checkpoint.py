@@ -262,6 +262,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
         write(aside)
         for path in aside.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)  # safetensors writes for its owner alone
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
         aside.chmod(0o755)
