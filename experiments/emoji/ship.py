@@ -11,7 +11,6 @@ beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
