@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unclip import __version__
-from unclip.results import Generation, Latent, check_output, grid, png, story, to_pil, write_files
+from unclip.results import Generation, Latent, check_output, png, story, to_pil, write_files
 
 LATENT = Latent(torch.randn(2, 5), torch.randn(2, 3, 4, 4), 900, (900, 450, 0), ("a heart", "ein Löwe 🦁"), {"clip": "c0ffee"})
 IMAGES = torch.rand(2, 3, 8, 8) * 2 - 1
@@ -149,11 +149,3 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     check("b captions; got .* 1 captions")
     path.unlink()
     check("cannot be read as a latent")
-
-
-def test_grids() -> None:
-    images = torch.stack([torch.full((3, 2, 3), value) for value in (-1.0, -0.5, 0.0)])
-    sheet = grid(images, columns=2, gap=1)
-    assert sheet.shape == (3, 7, 9)
-    assert (sheet[:, 1:3, 1:4] == -1).all() and (sheet[:, 1:3, 5:8] == -0.5).all() and (sheet[:, 4:6, 1:4] == 0).all()
-    assert (sheet[:, 4:6, 5:8] == 1).all() and (sheet[:, 0] == 1).all()

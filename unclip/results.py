@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -165,18 +165,6 @@ def story(path: str | Path) -> dict[str, str]:
 
     with Image.open(path) as picture:
         return dict(getattr(picture, "text", {}))
-
-
-def grid(images: Sequence[Tensor] | Tensor, columns: int, gap: int = 4) -> Float[Tensor, "3 h w"]:
-    """Equally large pictures on one white sheet, row by row."""
-    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    _, h, w = images[0].shape
-    sheet = torch.ones(3, len(rows) * (h + gap) + gap, columns * (w + gap) + gap)
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            top, left = gap + r * (h + gap), gap + c * (w + gap)
-            sheet[:, top : top + h, left : left + w] = image
-    return sheet
 
 
 def write_files(files: Iterable[tuple[Path, bytes]]) -> None:
