@@ -68,7 +68,7 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
         high = mod_crop(image.cpu(), self.scale)
         low = degrade(high, self.scale, self.corruption, noise.at("degrade"))
         side = min(high.shape[-2:])
-        whole = math.lcm(grid, self.unet.patch * 2 ** (len(self.unet.multiple) - 1))  # what the UNet divides by
+        whole = math.lcm(grid, self.unet.multiple_of)
         size = int(side * self.crop) // whole * whole or min(whole, side // grid * grid)
         if not size:
             raise ValueError(

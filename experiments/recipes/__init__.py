@@ -7,13 +7,17 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import nn
 
 from unclip.config import Config
 from unclip.data.order import Data
 from unclip.training import TrainConfig
 from unclip.types import Task
+
+M = TypeVar("M")
 
 
 class Recipe(Config, frozen=True, kw_only=True):
@@ -28,6 +32,12 @@ class Recipe(Config, frozen=True, kw_only=True):
     def build(self) -> tuple[Task, Data]:
         """The task, with freshly made weights and its frozen teachers, and its data."""
         raise NotImplementedError(f"{type(self).__name__} must define build() -> (task, data)")
+
+    def fresh(self, build: Callable[[], M]) -> M:
+        """New weights from the recipe's own seed, without touching torch's global generator."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            return build()
 
     def finish(self, model: nn.Module, run_dir: Path) -> None:
         """What to do with the trained model, averaged weights loaded, in evaluation mode; by default nothing."""

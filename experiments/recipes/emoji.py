@@ -6,11 +6,8 @@ The shipped weights come from fewer steps, in sittings: `unclip info` tells (pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
-
-import torch
+from typing import Literal
 
 from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
 from experiments.emoji import source
@@ -30,19 +27,10 @@ from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTa
 
 EMBED, WIDTH, CONTEXT = 128, 128, 24  # of the emoji CLIP: embedding, text width, text context
 
-M = TypeVar("M")
-
 
 def embeddings_path() -> Path:
     """Where the trained CLIP's answers for all emoji are kept (made by `python -m experiments.emoji.ship embed`)."""
     return source.cache_folder() / "embeddings.safetensors"
-
-
-def _seeded(seed: int, build: Callable[[], M]) -> M:
-    """Fresh weights from their own seed, without touching torch's global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 class ClipRecipe(Recipe, frozen=True, kw_only=True):
@@ -51,7 +39,7 @@ class ClipRecipe(Recipe, frozen=True, kw_only=True):
     split: Literal["train", "all"] = "train"
 
     def build(self) -> tuple[Task, EmojiData]:
-        model = _seeded(self.train.seed, lambda: CLIP(self.model))
+        model = self.fresh(lambda: CLIP(self.model))
         return CLIPTask(model, self.task), EmojiData(self.split, 64)
 
 
@@ -82,7 +70,7 @@ class PriorRecipe(Recipe, frozen=True, kw_only=True):
 
     def build(self) -> tuple[Task, EmojiData]:
         data = EmojiData(self.split, 64, embeddings=embeddings_path())
-        model = _seeded(self.train.seed, lambda: DiffusionPrior(self.model))
+        model = self.fresh(lambda: DiffusionPrior(self.model))
         assert data.embeddings is not None
         model.fit(data.embeddings.image_embed)
         return PriorTask(model), data
@@ -114,7 +102,7 @@ class DecoderRecipe(Recipe, frozen=True, kw_only=True):
 
     def build(self) -> tuple[Task, EmojiData]:
         data = EmojiData(self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom)
-        return DecoderTask(_seeded(self.train.seed, lambda: Decoder(self.model))), data
+        return DecoderTask(self.fresh(lambda: Decoder(self.model))), data
 
 
 def decoder() -> DecoderRecipe:
@@ -143,7 +131,7 @@ class UpsamplerRecipe(Recipe, frozen=True, kw_only=True):
     split: Literal["train", "all"] = "train"
 
     def build(self) -> tuple[Task, EmojiData]:
-        model = _seeded(self.train.seed, lambda: Upsampler(self.model))
+        model = self.fresh(lambda: Upsampler(self.model))
         return UpsamplerTask(model), EmojiData(self.split, self.size)
 
 

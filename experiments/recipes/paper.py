@@ -10,11 +10,8 @@ Pictures and captions come from a folder (unclip.data.image_text), the CLIP that
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-import torch
 from torch import nn
 
 from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
@@ -30,8 +27,6 @@ from unclip.nn.unet import UNetConfig
 from unclip.training import TrainConfig
 from unclip.types import Sampling, Task
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
-
-M = TypeVar("M")
 
 CLIP_SIZE, EMBED = 256, 1024
 TEXT = TransformerConfig(width=2048, layers=24, heads=32)  # of the prior, and of the decoder's text encoder
@@ -57,12 +52,6 @@ class PaperRecipe(Recipe, frozen=True, kw_only=True):
         """Save the part as runs/.../model, for the stages that need it and for `from_pretrained`."""
         if isinstance(model, Part) and not (run_dir / "model").exists():
             model.save_pretrained(run_dir / "model")
-
-    def fresh(self, build: Callable[[], M]) -> M:
-        """New weights from the recipe's own seed, without touching torch's global generator."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
-            return build()
 
 
 class WithClipRecipe(PaperRecipe, frozen=True, kw_only=True):

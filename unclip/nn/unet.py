@@ -56,6 +56,11 @@ class UNetConfig(Config, frozen=True, kw_only=True):
             raise ValueError("context enters through attention: name the levels with attention, or drop context_width")
 
     @property
+    def multiple_of(self) -> int:
+        """What the height and width of pictures must divide by."""
+        return self.patch * 2 ** (len(self.multiple) - 1)
+
+    @property
     def emb(self) -> int:
         return self.embed_channels or 4 * self.channels
 
@@ -66,7 +71,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.multiple_of = config.patch * 2 ** (len(config.multiple) - 1)
+        self.multiple_of = config.multiple_of
         widths = [config.channels * m for m in config.multiple]
 
         def block(width_in: int, width: int, level: int | None, resample: Resample = "none") -> Block:
