@@ -16,7 +16,7 @@ from unclip.diffusion.samplers import ddim_invert, run
 from unclip.diffusion.schedule import ScheduleConfig, spaced
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
-from unclip.types import Cond, Denoise, Losses, Sampling
+from unclip.types import Cond, Denoise, Inversion, Losses, Sampling, Text
 
 from .network import DecoderNetwork
 from .text_encoder import TextEncoderConfig
@@ -33,9 +33,11 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
     predicts: Predicts = "eps"
     variance: Literal["fixed", "learned"] = "learned"
     weighting: Weighting = "none"
+    first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
     image_drop: float = 0.1
     text_drop: float = 0.5
     sampling: Sampling = Sampling(sampler="ddpm", steps=250, variance="learned", threshold="static")
+    inversion: Inversion = Inversion()
 
     def __post_init__(self) -> None:
         expected = 6 if self.variance == "learned" else 3
@@ -100,23 +102,22 @@ class Decoder(Part[DecoderConfig]):
 
     @torch.no_grad()
     def invert(
-        self,
-        images: Float[Tensor, "b 3 h w"],
-        cond: Cond,
-        *,
-        steps: int | str | tuple[int, ...] = 250,
-        refine: int = 3,
+        self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, inversion: Inversion | None = None
     ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, ...]]:
         """DDIM inversion at guidance 1: x_t and the timesteps, descending from where x_t lives, that lead back (ADM App. F).
 
         An eps-predicting decoder stops at the last listed timestep below T, where one step multiplies errors least.
         """
-        timesteps = spaced(self.schedule.T, steps)
-        if self.config.predicts == "eps" and timesteps[0] == self.schedule.T:
-            timesteps = timesteps[1:]
-        back = tuple(t for t in timesteps if t > 0)
+        inversion = inversion or self.config.inversion
+        listed = spaced(self.schedule.T, inversion.steps)
+        if self.config.predicts == "eps" and listed[0] == self.schedule.T:
+            listed = listed[1:]
+        if inversion.lowest >= listed[0]:
+            raise ValueError(f"lowest is {inversion.lowest}, where the picture is read; it must lie below {listed[0]}, the climb's end")
+        back = inversion.timesteps(listed)
         denoise = self.denoise(cond, len(images), Sampling())
-        x_t, _ = ddim_invert(denoise, images.to(self.device, torch.float32), self.schedule, back, refine=refine)
+        images = images.to(self.device, torch.float32)
+        x_t, _ = ddim_invert(denoise, images, self.schedule, back, refine=inversion.refine)
         return x_t, back
 
     def denoise(self, cond: Cond, count: int, sampling: Sampling) -> Denoise:
@@ -128,9 +129,16 @@ class Decoder(Part[DecoderConfig]):
         guided = classifier_free(self.denoiser, encoded, null, sampling.guidance, sampling.interval)
         return threshold(guided, self.schedule, sampling.threshold)
 
-    def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]:
-        """The timesteps that `sample` visits, descending; pure noise lives at the first."""
-        return spaced(self.schedule.T, (sampling or self.config.sampling).steps)
+    def set_null(self, text: Text) -> None:
+        """Store `clip.encode_text([""])` as what no caption is (config.text.null "empty")."""
+        if self.network.text is None:
+            raise ValueError("this decoder reads no captions, so it has no empty one")
+        self.network.text.set_null(text)
+
+    def resolve(self, sampling: Sampling | None = None) -> Sampling:
+        """`sampling`, or the decoder's own, its steps the timesteps that are visited; pure noise lives at the first."""
+        sampling = sampling or self.config.sampling
+        return sampling.replace(steps=spaced(self.schedule.T, sampling.steps))
 
     def _check(self, cond: Cond, count: int) -> None:
         for name in cond._fields:

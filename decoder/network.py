@@ -36,7 +36,7 @@ class DecoderNetwork(nn.Module):
         width = config.unet.context_width
         assert width is not None
         self.unet = UNet(config.unet)
-        self.time = TimestepEmbedding(config.unet.channels, config.unet.emb)
+        self.time = TimestepEmbedding(config.unet.channels, config.unet.emb, config.first_timestep)
         self.image_to_emb = nn.Linear(config.embed_dim, config.unet.emb)
         self.image_to_tokens = nn.Linear(config.embed_dim, config.image_tokens * width)
         self.null_image = nn.Parameter(torch.zeros(config.embed_dim))
@@ -55,6 +55,7 @@ class DecoderNetwork(nn.Module):
             given = cond.image_embed.to(image.device, torch.float32)
             if self.config.embedding == "unit":  # the direction, at unit variance per dimension
                 given = normalize(given, dim=-1) * self.config.embed_dim**0.5
+            given = given.to(image.dtype)
             image = given if drop_image is None else torch.where(drop_image[:, None], image, given)
         emb = self.image_to_emb(image)
         tokens = self.image_to_tokens(image).unflatten(-1, (self.config.image_tokens, -1))
@@ -66,4 +67,5 @@ class DecoderNetwork(nn.Module):
         return Encoded(emb, self.unet.encode_context(tokens), mask)
 
     def forward(self, x_t: Float[Tensor, "b 3 h w"], t: Int[Tensor, " b"], encoded: Encoded) -> Tensor:
+        x_t = x_t.to(self.unet.input.weight.dtype)
         return self.unet(x_t, self.time(t.to(x_t.device)) + encoded.emb, encoded.context, encoded.mask)

@@ -108,8 +108,9 @@ class PriorNetwork(nn.Module):
             raise ValueError(
                 "this prior's null is CLIP's empty caption, which it was not given: set_null(clip.encode_text(['']))"
             )
-        given = self.text(self.empty_text[:length])
-        pooled = self.text_embed(self.empty_embed.to(self.positions.dtype))
+        weight, empty = self.positions, self.empty_text[:length]
+        given = self.text(empty if self.config.text == "tokens" else empty.to(weight.dtype))
+        pooled = self.text_embed(self.empty_embed.to(weight.dtype))
         return Prompt((given + where)[None], (pooled + rest)[None, None], self.empty_mask[None, :length])
 
     @torch.no_grad()

@@ -19,10 +19,14 @@ from safetensors.torch import load_file, save_file
 from test_results import full_disk
 from typer.testing import CliRunner
 
+from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, QuantizerConfig
 from unclip import __version__, checkpoint, cli
+from unclip.cli import common
+from unclip.nn.transformer import TransformerConfig
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
 from unclip.results import story, to_pil
+from unclip.types import Sampling
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +63,29 @@ def fails(*arguments: Any) -> str:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+class Bar:
+    """tqdm for the tests: which stage counted to what, of what total, in each of its chunks."""
+
+    told: list[list[Any]] = []
+
+    def __init__(self, desc: str, total: int, **options: Any):
+        self.name = desc
+        self.reset(total)
+
+    def reset(self, total: int) -> None:
+        self.count = [self.name, 0, total]
+        Bar.told.append(self.count)
+
+    def update(self) -> None:
+        self.count[1] += 1
+
+    def set_description(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def test_one_picture(folder: Path) -> None:
@@ -126,11 +153,79 @@ def test_info(folder: Path) -> None:
     assert lines[7:] == ["  data: random numbers", "  stages:", "    clip:", "      steps: 0"]
 
 
+def ar_prior(**changes: Any) -> ARPrior:
+    network = ARNetworkConfig(
+        transformer=TransformerConfig(width=16, layers=1, heads=2),
+        embed_dim=tiny.EMBED,
+        context=tiny.CONTEXT,
+        states_width=tiny.WIDTH,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        prior = ARPrior(ARPriorConfig(network=network, quantizer=QuantizerConfig(dims=5, buckets=16), **changes)).eval()
+    embeds = Noise.of(0, range(60)).normal((2, tiny.EMBED))
+    prior.fit(embeds[:, 0], embeds[:, 1])
+    return prior
+
+
+def test_a_pipeline_with_an_autoregressive_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny.pipeline(prior=ar_prior(sampling=ARSampling(guidance=1.5, top_p=0.9)))
+    pipe.save_pretrained("model")
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    monkeypatch.setattr(Bar, "told", [])
+    run(Path("model"), "two dogs", "-o", "own.png", "--size", 16)
+    assert Bar.told == [["prior", 6, 6], ["decoder", 3, 3]]  # a pass for each symbol: the dot product and five components
+    run(
+        Path("model"),
+        "two dogs",
+        "-o",
+        "guided.png",
+        "--size",
+        16,
+        "--prior-guidance",
+        4,
+        "--preset",
+        "paper",
+        "--steps",
+        "decoder=3",
+    )
+    for name, prior in (("own", None), ("guided", Sampling(guidance=4.0))):
+        decoder = cli.settings(pipe, "paper", "decoder=3", None, None)["decoder"] if prior else None
+        made = pipe.generate("two dogs", size=16, prior=prior, decoder=decoder)
+        with Image.open(f"{name}.png") as picture:
+            assert picture.tobytes() == to_pil(made.images[0]).tobytes()
+    ask = ("generate", "two dogs", "--model", "model", "-o", "x.png")
+    assert "prior: it draws its 6 symbols one by one and has no steps" in fails(*ask, "--steps", "prior=64")
+    assert "prior: guidance is nan" in fails(*ask, "--prior-guidance", "nan")
+    line = call("info", "model").stdout.splitlines()[2]
+    assert line.split()[:2] == ["prior", "ARPrior"] and line.endswith("autoregressive, 6 symbols, guidance 1.5")
+
+
+def test_two_priors_in_one_model(folder: Path) -> None:
+    prior = ar_prior()
+    shutil.copytree(folder, "both")
+    prior.save_pretrained("both/ar_prior")
+    index = checkpoint.Index.load("both/unclip.json")
+    Path("both/unclip.json").write_text(index.replace(parts={**index.parts, "ar_prior": "ARPrior"}).to_json())
+    for kind, expected in (
+        ((), tiny.pipeline()),
+        (("--prior", "diffusion"), tiny.pipeline()),
+        (("--prior", "ar"), tiny.pipeline(prior=prior)),
+    ):
+        run(Path("both"), "two dogs", "-o", "x.png", "--size", 16, *kind)
+        with Image.open("x.png") as picture:
+            assert picture.tobytes() == to_pil(expected.generate("two dogs", size=16).images[0]).tobytes()
+    ask = ("generate", "two dogs", "-o", "x.png", "--model")
+    assert "has no part 'ar_prior'; its priors: prior" in fails(*ask, folder, "--prior", "ar")
+    assert "no prior 'arr'; there are diffusion, ar" in fails(*ask, folder, "--prior", "arr")
+    assert list(checkpoint.open_pipeline("both").parts)[:4] == ["clip", "prior", "ar_prior", "decoder"]
+
+
 def test_version_and_help() -> None:
     assert call("--version").stdout == f"unclip {__version__}\n"
     assert "generate" in call("--help").stdout
     text = call("generate", "--help").stdout
-    options = "output model n seed first size guidance prior-guidance steps preset device dtype"
+    options = "output model n seed first size guidance prior-guidance prior steps preset device dtype"
     assert [option for option in options.split() if f"--{option}" not in text] == []
 
 
@@ -230,24 +325,24 @@ def test_faults_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    show, disabled = warnings.showwarning, cli.logging.root.manager.disable
+    show, disabled = warnings.showwarning, common.logging.root.manager.disable
     encode = tiny.CLIP.encode_text
 
     def noisy(self: Any, captions: list[str]) -> Any:
         warnings.warn_explicit("something is deprecated", UserWarning, torch.__file__, 1)
-        cli.logging.getLogger("library").warning("look here")
+        common.logging.getLogger("library").warning("look here")
         return encode(self, captions)
 
     monkeypatch.setattr(tiny.CLIP, "encode_text", noisy)
     # In the tests calls pass through the type checker, which then looks like the file that warns.
-    monkeypatch.setattr(cli, "HOUSES", [*cli.HOUSES, Path(jaxtyping.__file__).parent])
+    monkeypatch.setattr(common, "HOUSES", [*common.HOUSES, Path(jaxtyping.__file__).parent])
     long = "a cat with a red heart with a cat on a hat"
     done = run(folder, long, long + " hat", "-o", "x.png", "--size", 16, "--n", 2)
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith("warning: the caption 'a cat") and "dropped" in line for line in lines)
-    assert warnings.showwarning is show and cli.logging.root.manager.disable == disabled
+    assert warnings.showwarning is show and common.logging.root.manager.disable == disabled
     fails("generate", "x", "-o", "x.png", "--model", "nowhere")
-    assert warnings.showwarning is show and cli.logging.root.manager.disable == disabled
+    assert warnings.showwarning is show and common.logging.root.manager.disable == disabled
 
 
 def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +358,8 @@ def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.M
             self.n += 1
             told.append((self.name, self.n))
 
-        def reset(self) -> None:
+        def reset(self, total: int) -> None:
+            assert total == {"prior": 3, "decoder": 4}[self.name]
             self.n = 0
 
         def set_description(self, text: str) -> None:

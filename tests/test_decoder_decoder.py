@@ -14,7 +14,7 @@ from decoder import Decoder, DecoderConfig
 from unclip.diffusion.samplers import ddim
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.randomness import Noise
-from unclip.types import Cond, Losses, Sampling
+from unclip.types import Cond, Inversion, Losses, Sampling
 from unclip.types import Decoder as Contract
 
 DDIM = Sampling(sampler="ddim", steps=4)
@@ -28,7 +28,7 @@ def test_keeps_the_contract():
     model = build(text="tokens")
     assert isinstance(model, Contract) and model.takes == ("image_embed", "text")
     assert build().takes == ("image_embed",)
-    assert model.timesteps() == (1000, 667, 334, 1, 0) and model.timesteps(DDIM.replace(steps=2)) == (1000, 1, 0)
+    assert model.resolve().steps == (1000, 667, 334, 1, 0) and model.resolve(DDIM.replace(steps=2)).steps == (1000, 1, 0)
     twin = copy.deepcopy(model)  # as an average of weights does: its denoiser must use its own
     assert twin.denoiser.net is twin.network
     assert DecoderConfig.from_json(model.config.to_json()) == model.config
@@ -201,7 +201,7 @@ def test_inverting_and_sampling_returns_the_picture(predicts):
     schedule = ScheduleConfig(name="linear", end=0.005)
     model = build(text="clip_states", predicts=predicts, std=0.1, schedule=schedule)
     images, cond, noise = pictures(2), conds("clip_states", (3, 6)), Noise.of(0, range(2))
-    x_t, back = model.invert(images, cond, steps=24, refine=3)
+    x_t, back = model.invert(images, cond, inversion=Inversion(steps=24, refine=3, lowest=1))
     assert len(back) == (23 if predicts == "eps" else 24) and back[-1] == 1
     assert (back[0] == 1000) == (predicts != "eps")  # one step from T multiplies an error of eps most
     assert rms(x_t - images) > 0.2
@@ -210,7 +210,7 @@ def test_inverting_and_sampling_returns_the_picture(predicts):
     assert (again - images).abs().max() < 1e-3
     other = model.sample(Cond(-cond.image_embed), noise=noise, x_t=x_t, t=back[0], sampling=sampling)
     assert (other - images).abs().max() > 0.05  # under another condition it leads elsewhere
-    x_t, _ = model.invert(images, cond, steps=24, refine=0)
+    x_t, _ = model.invert(images, cond, inversion=Inversion(steps=24, refine=0, lowest=1))
     plain = model.sample(cond, noise=noise, x_t=x_t, t=back[0], sampling=sampling)
     assert (plain - images).abs().max() > 0.01  # refining is what does it
 

@@ -5,8 +5,9 @@ import torch
 from oracles import gaussian
 
 from unclip.diffusion import variance as V
-from unclip.diffusion.denoiser import Denoiser, loss_weight
+from unclip.diffusion.denoiser import Denoiser, absolute_error, loss_weight
 from unclip.diffusion.schedule import NoiseSchedule, spaced
+from unclip.randomness import Noise
 from unclip.types import Prediction
 
 SCHEDULE = NoiseSchedule.cosine()
@@ -115,3 +116,23 @@ def test_oracle_loss_is_the_posterior_variance():
     alpha, sigma = (v.flatten() for v in SCHEDULE.at(times, x0))
     expected = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert denoiser.loss(x0, times, eps).total.tolist() == pytest.approx(expected.tolist(), rel=0.05)
+
+
+def test_the_absolute_error_stands_under_the_root_of_the_weight():
+    schedule, noise = NoiseSchedule.cosine(), Noise.of(0, range(4))
+    x0, eps, guess = (noise.at(k).normal((3, 4)) for k in ("x0", "eps", "guess"))
+    t = torch.tensor([1, 300, 600, 1000])
+    denoiser = Denoiser(lambda x_t, t, cond: guess, schedule, "x0")
+    losses = denoiser.loss(x0, t, eps, weighting="clamped_snr", norm="l1")
+    weight = schedule.snr(t).clamp(1, 5).sqrt().float()
+    assert torch.allclose(losses.total, (guess - x0).abs().mean((1, 2)) * weight)
+    assert torch.allclose(losses.terms["mse"], (guess - x0).square().mean((1, 2)))
+    assert torch.allclose(denoiser.loss(x0, t, eps, weighting="clamped_snr").total, losses.terms["mse"] * weight**2)
+
+
+def test_the_gradient_of_an_error_counts_where_it_changes():
+    flat, step = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4)
+    step[..., 2:] = 1
+    assert absolute_error(flat, gradient=True).tolist() == absolute_error(flat, gradient=False).tolist() == [0.5]
+    assert absolute_error(step, gradient=False).tolist() == [0.5]
+    assert torch.allclose(absolute_error(step, gradient=True), torch.tensor([0.5 + 1 / 3]))  # one column of three differences

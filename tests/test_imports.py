@@ -22,7 +22,8 @@ PACKAGES = ("unclip", "prior", "decoder", "upsamplers")
 STAGES = {"prior", "decoder", "upsamplers"}
 LAYERS = [
     {"unclip.types", "unclip.config", "unclip.randomness", "unclip.nn", "unclip.diffusion"},
-    {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.results", "unclip.metrics"},
+    {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.results", "unclip.metrics"}
+    | {"unclip.edits", "unclip.pca"},
     {"unclip.convert"} | STAGES,
     {"unclip.pipeline", "unclip.manipulate"},
     {"unclip.cli"},

@@ -20,7 +20,7 @@ TABLE3 = {
     "upsampler_256": ("cosine", 27, 0.0, 1024, 1_000_000, 1.2e-4, 0.999, 1e-8, 0.9999),
     "upsampler_1024": ("linear", 15, 0.0, 512, 1_000_000, 1.0e-4, 0.999, 1e-8, 0.9999),
 }
-STAGES = ("clip", *TABLE3)
+STAGES = ("clip", *TABLE3, "ar_prior")  # the AR prior has no schedule; its row is in test_prior_ar_prior.py
 
 
 @cache
@@ -74,6 +74,9 @@ def test_table_3_networks():
         ("clip", "network.visual", 632_307_200, None),
         ("prior", "", 1_325_018_112, 32.5),  # with 49,408 token embeddings
         ("prior", "network.transformer", 1_208_602_624, 20.9),  # 24 x 2048 is 1.21B; the paper says 1B
+        ("ar_prior", "", 2_117_337_856, 111.7),  # two transformers, of which Table 3's text encoder alone is 1.21B
+        ("ar_prior", "network.text_transformer", 1_208_602_624, None),
+        ("ar_prior", "network.transformer", 797_964_544, None),
         ("decoder", "", 3_567_892_998, 1.9),
         ("decoder", "network.unet", 2_232_917_510, -2.9),
         ("decoder", "network.text.transformer", 1_208_602_624, 0.7),
@@ -151,6 +154,11 @@ TINY = {
     "prior": [
         *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.network.embed_dim=16", "size=32",
     ],
+    "ar_prior": [
+        *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
+        *(f"model.network.text_transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
+        "model.network.embed_dim=16", "model.quantizer.dims=2", "size=32",
+    ],
     "decoder": [
         *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16", "model.image_size=8", "model.embed_dim=16",
         *(f"model.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.unet.context_width=16", "size=32",
@@ -181,7 +189,7 @@ def clip_folder(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_recipes_train(stage, folder, clip_folder):
-    settings = [*TINY[stage], f"folder={folder}", *([f"clip={clip_folder}"] if stage in ("prior", "decoder") else [])]
+    settings = [*TINY[stage], f"folder={folder}", *([f"clip={clip_folder}"] if stage in ("prior", "ar_prior", "decoder") else [])]
     state = torch.random.get_rng_state()
     task, data = find(f"paper.{stage}").override(*settings).build()
     assert torch.equal(torch.random.get_rng_state(), state) and len(data) == 3
@@ -196,7 +204,7 @@ def test_missing_folders_are_named(folder):
     for stage in STAGES:
         with pytest.raises(ValueError, match="folder=/path/to/pictures"):
             find(f"paper.{stage}").build()
-    for stage in ("prior", "decoder"):
+    for stage in ("prior", "ar_prior", "decoder"):
         with pytest.raises(ValueError, match="clip=runs/paper.clip/model"):
             find(f"paper.{stage}").replace(folder=str(folder)).build()
     with pytest.raises(ValueError, match="nowhere is no folder"):

@@ -38,7 +38,7 @@ def test_what_is_returned(pipe: UnCLIP, made: Generation) -> None:
     assert made.captions == ("a red heart", "a red heart", "a cat with a hat", "a cat with a hat")
     assert made.seeds == ((5, 7), (5, 8), (5, 9), (5, 10)) and made.model == "tiny"
     assert made.latent.image_embed.shape == (4, tiny.EMBED) and made.latent.x_t.shape == (4, 3, 16, 16)
-    assert (made.latent.t, made.latent.timesteps) == (1000, pipe.decoder.timesteps()) and made.latent.captions == made.captions
+    assert (made.latent.t, made.latent.sampling) == (1000, pipe.decoder.resolve()) and made.latent.captions == made.captions
     assert (
         made.latent.models["pipeline"] == "tiny" and len(made.latent.models["clip"]) == len(made.latent.models["decoder"]) == 16
     )

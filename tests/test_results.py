@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from unclip import __version__
 from unclip.results import Generation, Latent, check_output, png, story, to_pil, write_files
+from unclip.types import Sampling
 
-LATENT = Latent(torch.randn(2, 5), torch.randn(2, 3, 4, 4), 900, (900, 450, 0), ("a heart", "ein Löwe 🦁"), {"clip": "c0ffee"})
+HOW = Sampling(steps=(900, 450, 0))
+LATENT = Latent(torch.randn(2, 5), torch.randn(2, 3, 4, 4), HOW, ("a heart", "ein Löwe 🦁"), {"clip": "c0ffee"})
 IMAGES = torch.rand(2, 3, 8, 8) * 2 - 1
 GENERATION = Generation(IMAGES, LATENT, {8: IMAGES}, LATENT.captions, ((5, 7), (5, 8)), "tiny")
 
@@ -126,8 +128,8 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     LATENT.save(path)
     whole = path.read_bytes()
     tensors = {"image_embed": LATENT.image_embed, "x_t": LATENT.x_t}
-    about = '{"t": 1, "timesteps": [1, 0], "captions": ["a"], "models": {}}'
-    assert re.sub(rb"unclip-latent-1", b"", whole) != whole
+    about = '{"sampling": {"steps": [1, 0]}, "captions": ["a"], "models": {}}'
+    assert re.sub(rb"unclip-latent-2", b"", whole) != whole
 
     def check(message: str) -> None:
         with pytest.raises(ValueError, match=message):
@@ -139,13 +141,16 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     check("x.safetensors cannot be read as a latent")
     save_file(tensors, path)
     check(r"no latent \(format None\)")
-    save_file(tensors, path, metadata={"format": "unclip-latent-1"})
+    save_file(tensors, path, metadata={"format": "unclip-latent-2"})
     check("x.safetensors is no About")
-    save_file(tensors, path, metadata={"format": "unclip-latent-1", "about": about.replace('"t": 1', '"t": "1"')})
-    check(r"int.*str.*\$\.t")
-    save_file({"x_t": LATENT.x_t}, path, metadata={"format": "unclip-latent-1", "about": about})
+    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": about.replace("[1, 0]", '["1", 0]')})
+    check(r"int.*str.*\$\.sampling\.steps")
+    counted = about.replace("[1, 0]", "50").replace('["a"]', '["a", "b"]')
+    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": counted})
+    check("lists its timesteps.*steps 50")
+    save_file({"x_t": LATENT.x_t}, path, metadata={"format": "unclip-latent-2", "about": about})
     check("image_embed")
-    save_file(tensors, path, metadata={"format": "unclip-latent-1", "about": about})
+    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": about})
     check("b captions; got .* 1 captions")
     path.unlink()
     check("cannot be read as a latent")

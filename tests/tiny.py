@@ -16,7 +16,7 @@ from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Cond, Losses, Sampling, Text
+from unclip.types import Cond, Inversion, Losses, Sampling, Text
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig
 
 CAPTIONS = ["a red heart", "a cat with a hat", "two dogs"]
@@ -128,8 +128,8 @@ class ForeignDecoder:
 
     image_size, takes = 8, ("image_embed",)
 
-    def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]:
-        return (10, 0)
+    def resolve(self, sampling: Sampling | None = None) -> Sampling:
+        return (sampling or Sampling()).replace(steps=(10, 0))
 
     def loss(self, images: Tensor, cond: Cond, *, noise: Noise) -> Losses:
         raise NotImplementedError
@@ -145,6 +145,10 @@ class ForeignDecoder:
     ) -> Tensor:
         assert cond.text is None and cond.image_embed is not None and x_t is not None and t == 10
         return (cond.image_embed[:, :3, None, None] + 0.1 * x_t).clamp(-1, 1)
+
+    def invert(self, images: Tensor, cond: Cond, *, inversion: Inversion | None = None) -> tuple[Tensor, tuple[int, ...]]:
+        assert cond.image_embed is not None
+        return 10 * (images - cond.image_embed[:, :3, None, None]), (10, 0)
 
 
 class ForeignUpsampler(nn.Module):

@@ -12,24 +12,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
-    from prior import DiffusionPrior, PriorConfig, PriorTask
+    from prior import ARPrior, ARPriorConfig, ARSampling, DiffusionPrior, PriorConfig, PriorTask
+    from prior.absent import AbsentPrior
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
+    from unclip.convert import open_foreign
     from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
+    from unclip.edits import Edit
+    from unclip.manipulate import slerp
     from unclip.nn.unet import UNet, UNetConfig
+    from unclip.pca import PCA
     from unclip.pipeline import UnCLIP
     from unclip.randomness import Noise
     from unclip.results import Generation, Latent
     from unclip.training import TrainConfig, train
-    from unclip.types import Batch, Cond, Losses, Prediction, Sampling, Task, Text, best_of
+    from unclip.types import Batch, Cond, Inversion, Losses, Prediction, Sampling, Task, Text, best_of
     from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 PUBLIC = {
     "CLIP": "unclip.clip",
     "CLIPConfig": "unclip.clip",
     "CLIPTask": "unclip.clip",
+    "ARPrior": "prior",
+    "ARPriorConfig": "prior",
+    "ARSampling": "prior",
     "DiffusionPrior": "prior",
     "PriorConfig": "prior",
     "PriorTask": "prior",
+    "AbsentPrior": "prior.absent",
     "Decoder": "decoder",
     "DecoderConfig": "decoder",
     "DecoderTask": "decoder",
@@ -41,6 +50,7 @@ PUBLIC = {
     "UnCLIP": "unclip.pipeline",
     "UNet": "unclip.nn.unet",
     "UNetConfig": "unclip.nn.unet",
+    "PCA": "unclip.pca",
     "NoiseSchedule": "unclip.diffusion.schedule",
     "ScheduleConfig": "unclip.diffusion.schedule",
     "Noise": "unclip.randomness",
@@ -48,14 +58,18 @@ PUBLIC = {
     "train": "unclip.training",
     "Batch": "unclip.types",
     "Cond": "unclip.types",
+    "Edit": "unclip.edits",
     "Generation": "unclip.results",
+    "Inversion": "unclip.types",
     "Latent": "unclip.results",
     "Losses": "unclip.types",
     "Prediction": "unclip.types",
     "Sampling": "unclip.types",
     "Task": "unclip.types",
     "Text": "unclip.types",
+    "slerp": "unclip.manipulate",
     "best_of": "unclip.types",
+    "open_foreign": "unclip.convert",
 }
 
 __all__ = ["__version__", *PUBLIC]  # noqa: PLE0604 (the table is the list)

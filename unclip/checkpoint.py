@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -31,8 +32,10 @@ P = TypeVar("P", bound="Part[Any]")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX, PROVENANCE = "unclip.json", "provenance.json"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+PRIORS = ("prior", "ar_prior")  # beside the prior there may be an autoregressive one, to be asked for
 _UPSAMPLER = re.compile(r"upsampler_[1-9]\d{0,9}")
 SHIPPED = Path(__file__).parent / "assets"
+MAPPED_AT_ONCE = 64 * 2**20  # bytes of a file
 
 
 class Index(Config, frozen=True, kw_only=True):
@@ -45,10 +48,16 @@ class Index(Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         missing = [name for name in ("clip", "prior", "decoder") if name not in self.parts]
-        others = [name for name in self.parts if name not in ("clip", "prior", "decoder") and not _UPSAMPLER.fullmatch(name)]
+        known = ("clip", *PRIORS, "decoder")
+        others = [name for name in self.parts if name not in known and not _UPSAMPLER.fullmatch(name)]
         if missing or others:
             wrong = ", ".join([*(f"no {name}" for name in missing), *(f"an unknown part {name!r}" for name in others)])
-            raise ValueError(f"a pipeline has the parts clip, prior, decoder and upsampler_<size>; this one has {wrong}")
+            told = "a pipeline has the parts clip, prior, decoder and upsampler_<size>, and may have an ar_prior"
+            raise ValueError(f"{told}; this one has {wrong}")
+
+    @property
+    def priors(self) -> list[str]:
+        return [name for name in PRIORS if name in self.parts]
 
     @property
     def upsamplers(self) -> list[str]:
@@ -93,14 +102,49 @@ class Part(nn.Module, Generic[C]):
         return self.config
 
     @classmethod
-    def from_pretrained(cls: type[P], folder: str | Path) -> P:
-        """Read a part from its folder; weights arrive in float32."""
-        part = load_part(Path(folder), cls)
+    def from_pretrained(cls: type[P], folder: str | Path, dtype: torch.dtype | None = None) -> P:
+        """Read a part from its folder; parameters arrive in `dtype`, float32 when not given."""
+        part = load_part(Path(folder), cls, dtype)
         assert isinstance(part, cls)
         return part
 
 
-def load_part(folder: Path, kind: str | type[Part[Any]]) -> Part[Any]:
+class Stored(NamedTuple):
+    """A pipeline on disk, of which nothing is loaded yet: calling an entry of `parts` loads that part."""
+
+    folder: Path
+    name: str
+    parts: dict[str, Callable[[], Part[Any]]]  # clip, prior, perhaps ar_prior, decoder, upsampler_<size> ascending
+    candidates: int
+    provenance: dict[str, Any]
+    clip_identity: dict[str, Any] | None  # None: not recorded, the CLIP of these parts is taken at its word
+
+
+def open_pipeline(
+    source: str | Path, classes: Mapping[str, type[Part[Any]]] | None = None, dtype: torch.dtype | None = None
+) -> Stored:
+    """A pipeline by shipped name, folder or hub id, in this package's format or one that `unclip.convert` reads.
+
+    classes: what class names of the checkpoint mean that are not unclip's own.  Parameters arrive in `dtype` (None =
+    float32), buffers in their own types.
+    """
+    folder = _locate(source)
+    if not (folder / INDEX).is_file():
+        return _public().open_foreign(folder, str(source), dtype)
+    index, known = Index.load(folder / INDEX), dict(classes or {})
+    names = ("clip", *index.priors, "decoder", *index.upsamplers)
+    kinds = {name: known.get(index.parts[name], index.parts[name]) for name in names}
+    return Stored(
+        folder=folder,
+        name=index.name,
+        parts={name: partial(load_part, folder / name, kind, dtype) for name, kind in kinds.items()},
+        candidates=index.candidates,
+        provenance=read_provenance(folder / PROVENANCE),
+        clip_identity=dict(index.clip_identity),
+    )
+
+
+def load_part(folder: Path, kind: str | type[Part[Any]], dtype: torch.dtype | None = None) -> Part[Any]:
     """Build the part that `folder` describes and fill it, strictly.  `kind`: a public name of unclip, or the class itself."""
     part_class = _class(kind) if isinstance(kind, str) else kind
     path = folder / CONFIG
@@ -110,19 +154,51 @@ def load_part(folder: Path, kind: str | type[Part[Any]]) -> Part[Any]:
     if record.kind != part_class.__name__:
         raise ValueError(f"{path} describes the class {record.kind!r}; expected {part_class.__name__!r}")
     config = part_class.config_class.from_json(bytes(record.config), source=str(path))
-    # On the meta device nothing is allocated or drawn at random; the file's tensors are put in place.
-    with torch.device("meta"):
-        part = part_class(config)
-    stored = part.state_dict()
-    if any(name not in stored for name, _ in part.named_buffers()):  # computed by the constructor, in no file
-        with torch.random.fork_rng(devices=[]):
-            part = part_class(config)
-    fill(part, read_tensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    part = build(part_class, config, dtype)
+    types = {name: tensor.dtype for name, tensor in part.state_dict().items()}
+    fill(part, read_tensors(folder / WEIGHTS, types), source=str(folder / WEIGHTS))
     return part.eval()
+
+
+def build(part_class: type[P], config: Config, dtype: torch.dtype | None = None) -> P:
+    """A part whose parameters, in `dtype`, wait on the meta device to be filled; its buffers are real."""
+    dtype = dtype or torch.float32
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _parameters_on_meta(dtype):
+                return part_class(config)
+        except NotImplementedError:  # open_clip moves the models that it knows by name, and nothing moves off meta
+            part = part_class(config)
+    for parameter in part.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return part
+
+
+@contextmanager
+def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters are dropped as soon as a module registers them, so that at most one exists and none is initialised."""
+
+    def drop(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="meta"), parameter.requires_grad)
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(drop)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def find(source: str | Path) -> Path:
     """The folder of a pipeline: a shipped name, a local folder, or a hub id, which is downloaded once."""
+    folder = _locate(source)
+    if not (folder / INDEX).is_file():
+        _public().open_foreign(folder, str(source))  # says what is wrong, unless it is a format that unclip.convert reads
+    return folder
+
+
+def _locate(source: str | Path) -> Path:
     shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{INDEX}"))
     if str(source) in shipped:
         return SHIPPED / str(source)
@@ -131,26 +207,36 @@ def find(source: str | Path) -> Path:
         if not _HUB_ID.fullmatch(str(source)):
             known = ", ".join(shipped) or "none"
             raise ValueError(f"no model {str(source)!r}: shipped are {known}; otherwise give a folder or a hub id owner/name")
-        folder = _download(str(source))
-    if not (folder / INDEX).is_file():
-        raise ValueError(f"{source} holds no pipeline: {INDEX} is missing")
+        folder = download(str(source), ["*.json", "*.safetensors"])
+        # Old repositories hold pickles only; unclip.convert reads their tensors without running anything in them.
+        bare = [part.name for part in folder.iterdir() if (part / CONFIG).is_file() and not any(part.glob("*.safetensors"))]
+        if bare:
+            folder = download(str(source), [f"{name}/*.bin" for name in sorted(bare)])
     return folder
 
 
-def _download(name: str) -> Path:
+def download(name: str, patterns: list[str]) -> Path:
+    """The folder of a hub repository's files that match, from the cache where they are there."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the hub's, the HTTP library's and the system's own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name} is no folder here, and the Hugging Face hub did not give it: {reason}") from None
+        told = f"{name} is no folder here, and the Hugging Face hub did not give it: {reason}"
+        raise ValueError(f"{told} (without a network, give the path of a folder that holds its files)") from None
+
+
+def _public() -> Any:
+    """The table of public names, through which stages and converters, which stand above this file, are reached."""
+    import unclip
+
+    return unclip
 
 
 def _class(name: str) -> type[Part[Any]]:
     """What a class name in a checkpoint means: the public names of the package, nothing else."""
-    import unclip
-
+    unclip = _public()
     found = getattr(unclip, name) if name in unclip.PUBLIC else None
     if not (isinstance(found, type) and issubclass(found, Part)):
         told = f"unclip {unclip.__version__} knows no part {name!r}"
@@ -158,28 +244,41 @@ def _class(name: str) -> type[Part[Any]]:
     return found
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floating ones in float32.
+def read_tensors(path: Path, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, floating ones in the type that `types` gives their name (else float32).
 
     Copied out of the file's mapped pages: these are not aligned as torch aligns its own, and the last bit of a product depends on
-    that; and the file may be replaced while the model lives.
+    that; and the file may be replaced while the model lives.  Mapped pages stay in memory while the file is open, so it is
+    opened again now and then.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(file.keys())
+        while len(tensors) < len(names):
+            mapped = 0
+            with safe_open(path, framework="pt") as file:
+                for name in names[len(tensors) :]:
+                    tensor = file.get_tensor(name)
+                    wanted = types.get(name, torch.float32)
+                    floating = wanted if wanted.is_floating_point else torch.float32
+                    tensors[name] = tensor.to(floating if tensor.is_floating_point() else tensor.dtype, copy=True)
+                    mapped += tensor.nbytes
+                    if mapped > MAPPED_AT_ONCE:
+                        break
+                del tensor
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}): is it whole?") from None
-    types = {name: torch.float32 if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
-    return {name: tensor.to(types[name], copy=True) for name, tensor in tensors.items()}
+    return tensors
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Assign tensors to a module's parameters and buffers: all of them, no others, in the right shapes, finite."""
     expected = module.state_dict()
     both = sorted(set(expected) & set(tensors))
-    problems = {
+    problems: dict[str, Sequence[str]] = {
         "missing": sorted(set(expected) - set(tensors)),
         "unexpected": sorted(set(tensors) - set(expected)),
         "of another shape": [
@@ -193,11 +292,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
             if not _fits(tensors[name].dtype, expected[name].dtype)
         ],
     }
+    refuse_problems(source, problems)
+    _refuse_broken(module, tensors, source)
+    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in both}, strict=True, assign=True)
+
+
+def refuse_problems(source: str, problems: Mapping[str, Sequence[str]]) -> None:
+    """ValueError that lists what is wrong with a file's tensors, unless nothing is."""
     if any(problems.values()):
         told = [f"{len(names)} {title}: {_some(names)}" for title, names in problems.items() if names]
         raise ValueError(f"{source} does not fit its config: {'; '.join(told)}")
-    _refuse_broken(module, tensors, source)
-    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in both}, strict=True, assign=True)
 
 
 def _fits(given: torch.dtype, wanted: torch.dtype) -> bool:
@@ -238,7 +342,8 @@ def fingerprint(part: object) -> str:
     config = part.record() if isinstance(part, Part) else getattr(part, "config", None)
     if isinstance(config, Config):
         settings = msgspec.to_builtins(config)
-        settings.pop("sampling", None)  # how it is used by default, not what it is
+        for name in ("sampling", "inversion"):  # how it is used by default, not what it is
+            settings.pop(name, None)
         digest.update(json.dumps(settings, sort_keys=True).encode())
     if isinstance(part, nn.Module):
         for name, tensor in part.state_dict().items():

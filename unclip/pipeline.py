@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from unclip.clip.identity import identity, same_identity
 
-from . import checkpoint
+from . import checkpoint, manipulate, pca
+from .config import Config
 from .randomness import Noise
 from .results import Generation, Latent
 from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move
@@ -46,6 +47,7 @@ class UnCLIP:
         name: str = "",
         provenance: Mapping[str, Any] | None = None,
         clip_identity: Mapping[str, Any] | None = None,
+        components: pca.PCA | None = None,
     ):
         self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
         keep_contract(clip, ImageTextEncoder)
@@ -64,6 +66,7 @@ class UnCLIP:
         self.device = next((weight.device for weight in weights if weight is not None), torch.device("cpu"))
         self.dtype = torch.float32
         self.candidates, self.name, self.provenance = candidates, name, dict(provenance or {})
+        self.pca = components
         with warnings.catch_warnings():  # a short context cuts the fixed captions, which tells nobody anything
             warnings.simplefilter("ignore")
             own = identity(clip)
@@ -108,7 +111,7 @@ class UnCLIP:
         seed: int = 0,
         first: int = 0,
         size: int | None = None,
-        prior: Sampling | None = None,
+        prior: Config | None = None,
         decoder: Sampling | None = None,
         upsamplers: Sequence[Sampling | None] | None = None,
         progress: Progress | None = None,
@@ -117,16 +120,17 @@ class UnCLIP:
 
         size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
         first + k of the seed: `generate(its_caption, seed=seed, first=first + k)` makes it again alone.  `prior`, `decoder`
-        and `upsamplers` replace the parts' own `Sampling`.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
+        and `upsamplers` replace the parts' own `Sampling` (`ARSampling` for an AR prior).  Returns images
+        (len(captions) * n, 3, size, size) in [-1, 1].
         """
         captions = _checked([captions] if isinstance(captions, str) else list(captions))
-        stages = self._stages(size)
+        stages = self.stages(size)
         settings = list(upsamplers) if upsamplers is not None else [None] * len(self.upsamplers)
         if not captions or n < 1 or first < 0:
             raise ValueError(f"{len(captions)} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
         if len(settings) != len(self.upsamplers):
             raise ValueError(f"{len(settings)} settings for {len(self.upsamplers)} upsamplers; give one each (None = its own)")
-        timesteps = self.decoder.timesteps(decoder)  # before anything is drawn: refuses steps that the schedule has not
+        how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + len(captions) * n))
         report = progress or (lambda stage, done, total: None)
 
@@ -135,10 +139,9 @@ class UnCLIP:
             image_embed = self._embeddings(text, noise.at("prior"), prior, report)
             size_0 = self.decoder.image_size
             x_t = noise.at("decoder").at("x_T").normal((3, size_0, size_0))
-            latent = Latent(image_embed, x_t, timesteps[0], tuple(timesteps), tuple(text.strings), self._models())
-            images = {stages[0]: self._decode(latent, text, noise.at("decoder"), decoder, report)}
-            for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
-                images[high] = self._upsample(upsampler, images[low], high, noise.at(f"upsampler_{high}"), sampling, report)
+            latent = Latent(image_embed, x_t, how, tuple(text.strings), self.models())
+            small = self._decode(latent, text, noise.at("decoder"), how, report)
+            images = self._enlarge(small, stages, noise, settings, report)
         return Generation(
             images=images[stages[-1]],
             latent=latent,
@@ -148,7 +151,35 @@ class UnCLIP:
             model=self.name,
         )
 
-    def _embeddings(self, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
+    @torch.no_grad()
+    def draw(
+        self, latent: Latent, sampling: Sampling, noise: Noise, size: int | None = None, progress: Progress | None = None
+    ) -> dict[int, Tensor]:
+        """The pictures of latents at every size up to `size`, decoded in float32, where an inversion is exact."""
+        stages = self.stages(size)
+        report = progress or (lambda stage, done, total: None)
+        text = self.clip.encode_text(list(latent.captions))
+        small = self._decode(latent, text, noise.at("decoder"), sampling, report)
+        with self._autocast():
+            return self._enlarge(small, stages, noise, [None] * len(self.upsamplers), report)
+
+    def condition(self, image_embed: Tensor, captions: Sequence[str]) -> Cond:
+        """What this decoder takes of embeddings and captions."""
+        text = self.clip.encode_text(list(captions)) if "text" in self.decoder.takes else None
+        return self._offer(image_embed.to(self.device), text)
+
+    def _offer(self, image_embed: Tensor, text: Text | None) -> Cond:
+        offered = Cond(image_embed, text)
+        return Cond(**{name: getattr(offered, name) for name in self.decoder.takes})
+
+    invert = manipulate.invert
+    reconstruct = manipulate.reconstruct
+    vary = manipulate.vary
+    interpolate = manipulate.interpolate
+    text_diff = manipulate.text_diff
+    reconstruct_pca = manipulate.reconstruct_pca
+
+    def _embeddings(self, text: Text, noise: Noise, sampling: Config | None, report: Progress) -> Tensor:
         kept = []
         for rows in _chunks(len(noise), EMBEDDINGS_AT_ONCE):
             some = text.rows(rows)
@@ -161,33 +192,51 @@ class UnCLIP:
 
     def _decode(self, latent: Latent, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
         pictures = []
-        for rows in _chunks(len(latent), max(1, PIXELS_AT_ONCE // self.decoder.image_size**2)):
+        for rows in self.chunks(len(latent), self.decoder.image_size):
             embed, x_t = (x[rows].to(self.device) for x in (latent.image_embed, latent.x_t))
-            offered = Cond(embed, text.rows(rows))
-            cond = Cond(**{name: getattr(offered, name) for name in self.decoder.takes})
+            cond = self._offer(embed, text.rows(rows))
             x = self.decoder.sample(cond, noise=noise[rows], x_t=x_t, t=latent.t, sampling=sampling)
             pictures.append(x.float().cpu())
             report("decoder", rows.stop, len(latent))
         return torch.cat(pictures)
 
+    def _enlarge(
+        self,
+        small: Tensor,
+        stages: Sequence[int],
+        noise: Noise,
+        settings: Sequence[Sampling | None],
+        report: Progress,
+    ) -> dict[int, Tensor]:
+        images = {stages[0]: small}
+        for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
+            images[high] = self._upsample(upsampler, images[low], high, noise.at(f"upsampler_{high}"), sampling, report)
+        return images
+
     def _upsample(
         self, upsampler: Upsampler, low: Tensor, size: int, noise: Noise, sampling: Sampling | None, report: Progress
     ) -> Tensor:
         pictures = []
-        for rows in _chunks(len(low), max(1, PIXELS_AT_ONCE // size**2)):
+        for rows in self.chunks(len(low), size):
             x = upsampler.sample(low[rows].to(self.device), noise=noise[rows], sampling=sampling)
             pictures.append(x.float().cpu())
             report(f"upsampler_{size}", rows.stop, len(low))
         return torch.cat(pictures)
 
-    def _stages(self, size: int | None) -> tuple[int, ...]:
+    @staticmethod
+    def chunks(count: int, size: int) -> Iterator[slice]:
+        """Rows that go through a stage together, for pictures of `size` pixels a side."""
+        return _chunks(count, max(1, PIXELS_AT_ONCE // size**2))
+
+    def stages(self, size: int | None = None) -> tuple[int, ...]:
+        """The sizes made on the way to `size`, which must be one of `sizes`; None = the largest."""
         if size is None:
             return self.sizes
         if size not in self.sizes:
             raise ValueError(f"size is {size}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
         return self.sizes[: self.sizes.index(size) + 1]
 
-    def _models(self) -> dict[str, str]:
+    def models(self) -> dict[str, str]:
         """What a latent belongs to, by name and by fingerprint."""
         clip = hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
         return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
@@ -212,35 +261,43 @@ class UnCLIP:
                 clip_identity=self.clip_identity,
             )
             (aside / checkpoint.INDEX).write_text(index.to_json())
+            if self.pca is not None:
+                self.pca.save(aside / pca.FILE)
             (aside / checkpoint.PROVENANCE).write_text(json.dumps(self.provenance, indent=2) + "\n")
 
         checkpoint.write_folder(folder, write)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None) -> UnCLIP:
-        """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name".
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
+        dtype: torch.dtype | None = None,
+        prior: str = "prior",
+    ) -> UnCLIP:
+        """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"; also Karlo's weights.
 
         classes: what class names of the checkpoint mean that are not unclip's own, as {"MyPrior": MyPrior}.
+        dtype: what the weights are held in, float32 when not given; half of it halves the memory.
+        prior: which of the parts draws the embeddings; "ar_prior" where there is one.
         """
-        folder = checkpoint.find(source)
-        index = checkpoint.Index.load(folder / checkpoint.INDEX)
-        provenance = checkpoint.read_provenance(folder / checkpoint.PROVENANCE)
-        known = dict(classes or {})
-        parts: dict[str, Any] = {
-            name: checkpoint.load_part(folder / name, known.get(index.parts[name], index.parts[name]))
-            for name in ("clip", "prior", "decoder", *index.upsamplers)
-        }
+        stored = checkpoint.open_pipeline(source, classes, dtype)
+        priors = [name for name in checkpoint.PRIORS if name in stored.parts]
+        if prior not in priors:
+            raise ValueError(f"{source} has no part {prior!r}; its priors: {', '.join(priors)}")
+        parts: dict[str, Any] = {name: load() for name, load in stored.parts.items() if name == prior or name not in priors}
         pipe = cls(
             parts["clip"],
-            parts["prior"],
+            parts[prior],
             parts["decoder"],
-            [parts[name] for name in index.upsamplers],
-            candidates=index.candidates,
-            name=index.name,
-            provenance=provenance,
-            clip_identity=index.clip_identity,
+            [part for name, part in parts.items() if name.startswith("upsampler_")],
+            candidates=stored.candidates,
+            name=stored.name,
+            provenance=stored.provenance,
+            clip_identity=stored.clip_identity,
+            components=pca.PCA.load(stored.folder / pca.FILE) if (stored.folder / pca.FILE).exists() else None,
         )
-        for name in ("prior", "decoder"):  # in a pipeline of other parts they still know their CLIP
+        for name in (prior, "decoder"):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from . import __version__
 from .config import Config
+from .types import Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMAT = "unclip-latent-1"
+FORMAT = "unclip-latent-2"
 
 
 class About(Config, frozen=True, kw_only=True):
     """What stands in a latent's file beside its tensors."""
 
-    t: int
-    timesteps: tuple[int, ...]
+    sampling: Sampling
     captions: tuple[str, ...]
     models: dict[str, str]
 
@@ -37,15 +37,14 @@ class About(Config, frozen=True, kw_only=True):
 class Latent:
     """unCLIP's bipartite latent (section 3): what the picture shows, z_i, and how it shows it, x_T.
 
-    `x_t` lives at timestep `t`; `timesteps` lead from there back to the picture: `decoder.sample(cond, x_t=latent.x_t,
-    t=latent.t, ...)` draws it again.  `models` tells which pipeline, CLIP and decoder it belongs to.
+    `sampling` draws the picture from here; its steps are a list of timesteps, and `x_t` lives at the first, `t`.
+    `models` tells which pipeline, CLIP and decoder the latent belongs to.
     """
 
     image_embed: Float[Tensor, "b d"]
     x_t: Float[Tensor, "b 3 h w"]
-    t: int
-    timesteps: tuple[int, ...]
-    captions: tuple[str, ...]
+    sampling: Sampling
+    captions: tuple[str, ...]  # "" where the picture was not drawn for a caption
     models: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +52,28 @@ class Latent:
         if len(set(rows)) > 1 or self.image_embed.ndim != 2 or self.x_t.ndim != 4:
             shapes = f"{tuple(self.image_embed.shape)}, {tuple(self.x_t.shape)} and {rows[2]} captions"
             raise ValueError(f"a latent is image_embed (b, d), x_t (b, 3, h, w) and b captions; got {shapes}")
+        if not isinstance(self.sampling.steps, tuple) or len(self.sampling.steps) < 2:
+            raise ValueError(f"a latent's sampling lists its timesteps, descending from x_t's; got steps {self.sampling.steps!r}")
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The timesteps that lead from x_t to the picture, descending."""
+        assert isinstance(self.sampling.steps, tuple)
+        return self.sampling.steps
+
+    @property
+    def t(self) -> int:
+        """Where x_t lives."""
+        return self.timesteps[0]
+
+    def rows(self, rows: slice) -> Latent:
+        """Some of the pictures."""
+        return replace(self, image_embed=self.image_embed[rows], x_t=self.x_t[rows], captions=self.captions[rows])
+
+    def repeat(self, n: int) -> Latent:
+        """Each picture n times, picture-major."""
+        embed, x_t = (x.repeat_interleave(n, dim=0) for x in (self.image_embed, self.x_t))
+        return replace(self, image_embed=embed, x_t=x_t, captions=tuple(c for c in self.captions for _ in range(n)))
 
     def __len__(self) -> int:
         return len(self.x_t)
@@ -61,7 +82,7 @@ class Latent:
         """One safetensors file, written aside and renamed."""
         from safetensors.torch import save
 
-        about = About(t=self.t, timesteps=self.timesteps, captions=self.captions, models=dict(self.models))
+        about = About(sampling=self.sampling, captions=self.captions, models=dict(self.models))
         tensors = {"image_embed": self.image_embed.cpu().contiguous(), "x_t": self.x_t.cpu().contiguous()}
         write_files([(Path(path), save(tensors, metadata={"format": FORMAT, "about": about.to_json()}))])
 
@@ -80,7 +101,7 @@ class Latent:
                 image_embed, x_t = file.get_tensor("image_embed").clone(), file.get_tensor("x_t").clone()
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a latent: {error}") from None
-        return cls(image_embed, x_t, about.t, about.timesteps, about.captions, about.models)
+        return cls(image_embed, x_t, about.sampling, about.captions, about.models)
 
 
 @dataclass(frozen=True)
@@ -120,16 +141,17 @@ class Generation:
         return names
 
 
-def check_output(path: str | Path) -> Path:
-    """The path, when pictures can be written there: a .png, or a folder, there or not; else ValueError."""
+def check_output(path: str | Path, files: Sequence[str] = (".png",), folder: bool = True) -> Path:
+    """The path, when it can be written: a file with one of the suffixes `files`, or a folder, there or not; else ValueError."""
     path = Path(path)
+    suffixes = " or ".join(files)
     try:
-        is_png, is_folder = path.suffix.lower() == ".png", path.is_dir()
-        if path.suffix and not is_png and not is_folder:
-            raise ValueError(f"pictures are written as .png or into a folder, not as {path.suffix!r}: {path}")
-        if is_png and is_folder:
-            raise ValueError(f"{path} is a folder: name a file in it, or a folder that does not end in .png")
-        parent = path.parent if is_png else path
+        is_file, is_folder = path.suffix.lower() in files, path.is_dir()
+        if not is_file and not (folder and (is_folder or not path.suffix)):
+            raise ValueError(f"this is written as {suffixes}{' or into a folder' * folder}, not as {path.suffix!r}: {path}")
+        if is_file and is_folder:
+            raise ValueError(f"{path} is a folder: name a file in it, or a folder that does not end in {path.suffix}")
+        parent = path.parent if is_file else path
         while not parent.exists():
             parent = parent.parent
         with TemporaryFile(dir=parent):  # permissions alone do not tell: the disk may be mounted read-only
@@ -149,13 +171,18 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image:
 
 def png(image: Float[Tensor, "3 h w"], text: Mapping[str, str]) -> bytes:
     """A PNG with text fields, to which the package's version is added."""
+    return png_bytes(to_pil(image), text)
+
+
+def png_bytes(picture: Image, text: Mapping[str, str]) -> bytes:
+    """The same of a PIL picture."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     for key, value in {**text, "version": __version__, "Software": f"unclip {__version__}"}.items():
         info.add_itxt(key, value)
     buffer = BytesIO()
-    to_pil(image).save(buffer, format="PNG", pnginfo=info)
+    picture.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -119,6 +119,30 @@ class Sampling(Config, frozen=True, kw_only=True):
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
 
 
+class Inversion(Config, frozen=True, kw_only=True):
+    """How a decoder turns a picture into noise by DDIM (ADM App. F): a value, saved with the decoder as its default.
+
+    The picture is read as x_t at `lowest`.  Below it a network's error, divided by a tiny sigma, would be taken for noise:
+    x_T would come out larger than noise is, and only the exact path back would still work.
+    """
+
+    steps: int | str | tuple[int, ...] = 50
+    refine: int = 3  # fixed-point iterations of each step, each as costly as the step itself
+    lowest: int = 20
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, (bool, float)) or (isinstance(self.steps, int) and self.steps < 2):
+            raise ValueError(f"steps is {self.steps}; an inversion takes a whole number of at least 2, sections or a list")
+        if self.refine < 0:
+            raise ValueError(f"refine is {self.refine}; it must be at least 0 (0 = plain inversion)")
+        if self.lowest < 1:
+            raise ValueError(f"lowest is {self.lowest}; it is the timestep that the picture is read at, at least 1")
+
+    def timesteps(self, listed: Sequence[int]) -> tuple[int, ...]:
+        """Of the schedule's listed timesteps those above `lowest`, then `lowest` itself, descending."""
+        return (*(t for t in listed if t > self.lowest), self.lowest)
+
+
 @runtime_checkable
 class ImageTextEncoder(Protocol):
     """A CLIP-like pair of encoders into one space.  Embeddings are raw: projected, not normalised."""
@@ -133,11 +157,11 @@ class ImageTextEncoder(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """P(z_i | y): draws CLIP image embeddings for captions."""
+    """P(z_i | y): draws CLIP image embeddings for captions.  How is the part's own business: `Sampling`, or a config like it."""
 
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
 
-    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None) -> Float[Tensor, "b n d"]: ...
+    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Any = None) -> Float[Tensor, "b n d"]: ...
 
 
 @runtime_checkable
@@ -147,7 +171,7 @@ class Decoder(Protocol):
     image_size: int
     takes: tuple[str, ...]  # the fields of Cond that it was built for
 
-    def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]: ...
+    def resolve(self, sampling: Sampling | None = None) -> Sampling: ...  # its own for None; steps as the timesteps visited
 
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses: ...
 
@@ -160,6 +184,10 @@ class Decoder(Protocol):
         t: int | None = None,
         sampling: Sampling | None = None,
     ) -> Float[Tensor, "b 3 h w"]: ...
+
+    def invert(
+        self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, inversion: Inversion | None = None
+    ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, ...]]: ...
 
 
 @runtime_checkable

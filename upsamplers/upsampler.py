@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unclip.checkpoint import Part
 from unclip.config import Config
-from unclip.diffusion.denoiser import Denoiser, Predicts, Weighting
+from unclip.diffusion.denoiser import Denoiser, Norm, Predicts, Weighting
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import ScheduleConfig
@@ -20,7 +20,7 @@ from unclip.randomness import Noise
 from unclip.types import Cond, Losses, Sampling
 
 from .corruption import CorruptionConfig, crop_pairs, degrade, mod_crop
-from .network import UpsamplerNetwork
+from .network import LastStep, UpsamplerNetwork
 
 
 class UpsamplerConfig(Config, frozen=True, kw_only=True):
@@ -32,7 +32,10 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     predicts: Predicts = "eps"
     output: Literal["image", "residual"] = "image"  # residual: added to the resized low-resolution picture
     weighting: Weighting = "none"
+    norm: Norm = "l2"  # of the training error; l1 and l1_gradient leave flat areas flat
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the low-resolution input
+    first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
+    last_step: LastStep = "shared"  # what starts at t = 1: by the same network, or by one of its own (Karlo)
     corruption: CorruptionConfig = CorruptionConfig(kind="blur", probability=0.5)
     crop: float = 0.25  # training crops' part of the target's shorter side
     crops_per_image: int = 1  # more crops share the cost of degrading one picture
@@ -87,7 +90,9 @@ class Upsampler(Part[UpsamplerConfig]):
         self.config = config
         self.scale = config.scale
         self.schedule = config.schedule.build()
-        self.network = UpsamplerNetwork(config.unet, config.scale, config.output, config.resize)
+        self.network = UpsamplerNetwork(
+            config.unet, config.scale, config.output, config.resize, config.first_timestep, config.last_step
+        )
         self.denoiser = Denoiser(self.network, self.schedule, config.predicts)
 
     def loss(self, images: Float[Tensor, "b 3 H W"], cond: Cond | None = None, *, noise: Noise) -> Losses:
@@ -106,7 +111,7 @@ class Upsampler(Part[UpsamplerConfig]):
         low, high = low.to(self.device), high.to(self.device)
         t = noise.at("t").integers(1, self.schedule.T + 1)
         eps = noise.at("eps").normal(high.shape[1:]).to(high)
-        return self.denoiser.loss(high, t, eps, self.network.encode(low), self.config.weighting)
+        return self.denoiser.loss(high, t, eps, self.network.encode(low), self.config.weighting, norm=self.config.norm)
 
     @torch.no_grad()
     def sample(

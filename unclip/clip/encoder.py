@@ -58,7 +58,7 @@ class TextTower(Config, frozen=True, kw_only=True):
 
 class Architecture(Config, frozen=True, kw_only=True):
     embed_dim: int
-    vision: VisionTower
+    vision: VisionTower | None  # None: captions only, as public text-to-image weights bring it
     text: TextTower
 
 
@@ -106,7 +106,7 @@ class CLIP(Part[CLIPConfig]):
         self.resolved = config.replace(pretrained=None, **found)
         self._norm = _final_norm(self.network, config)
         self.embed_dim = _embed_dim(self.network)
-        self.image_size = _image_size(self.network)
+        self.image_size = _image_size(self.network)  # 0 without an image tower
         self.context_length = self.tokenizer.context_length
         self.text_width = _text_width(self.network)
         for name in ("mean", "std"):
@@ -125,10 +125,12 @@ class CLIP(Part[CLIPConfig]):
         self, pictures: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path]
     ) -> Float[Tensor, "b 3 s s"]:
         """Pictures of any size and mode to the model's square, still in [-1, 1]; `encode_image` takes that as it is."""
+        self._check_tower()
         return stack_pictures(pictures, *self._square)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of images in [-1, 1] of any size: short side, crop, the model's mean and std, the tower."""
+        self._check_tower()
         check_images(images)
         images = fit_square(images.to(self.device), *self._square).float()
         unit = (images / 2 + 0.5 - self.mean.float()) / self.std.float()
@@ -137,6 +139,13 @@ class CLIP(Part[CLIPConfig]):
     def encode_text(self, captions: list[str]) -> Text:
         """Raw embeddings, states after the final norm, mask.  Too long: truncated, with a warning; empty is allowed."""
         return self.encode_tokens(captions, *self.tokenize(captions))
+
+    def _check_tower(self) -> None:
+        if not self.image_size:
+            raise ValueError(
+                "this CLIP reads captions only: its weights came without an image tower; put the image_encoder folder of "
+                "the weights' image-variation repository beside the other folders and load again"
+            )
 
     @property
     def _square(self) -> tuple[int, Resize, Interpolation]:
@@ -171,7 +180,9 @@ def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer, dict[str, An
     arch = config.architecture
     assert arch is not None
     tokenizer = BytePairTokenizer(arch.text.context_length, arch.text.token_ids)
-    vision = {name: getattr(arch.vision, name) for name in arch.vision.__struct_fields__}
+    # open_clip builds both towers or none: where there is to be none, a small one is built and dropped.
+    tower = arch.vision or VisionTower(image_size=16, patch_size=16, width=64, layers=1)
+    vision = {name: getattr(tower, name) for name in tower.__struct_fields__}
     text = {name: getattr(arch.text, name) for name in ("context_length", "width", "layers", "heads")}
     network = open_clip.model.CLIP(
         embed_dim=arch.embed_dim,
@@ -179,6 +190,8 @@ def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer, dict[str, An
         text_cfg=open_clip.CLIPTextCfg(**text, vocab_size=tokenizer.vocab_size),
         quick_gelu=bool(config.quick_gelu),
     )
+    if arch.vision is None:
+        network.visual = None
     found = {
         "mean": config.mean or open_clip.OPENAI_DATASET_MEAN,
         "std": config.std or open_clip.OPENAI_DATASET_STD,
@@ -217,6 +230,8 @@ def _named(config: CLIPConfig) -> tuple[nn.Module, Tokenizer, dict[str, Any]]:
             **options,
         )
         tokenizer = open_clip.get_tokenizer(name)
+    except NotImplementedError:  # parameters on the meta device: see unclip.checkpoint.build
+        raise
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"open_clip cannot make {name!r} with the weights {config.pretrained!r}: {error}") from error
     network.eval()
@@ -287,6 +302,8 @@ def _text_width(network: Any) -> int:
 
 
 def _image_size(network: Any) -> int:
+    if network.visual is None:
+        return 0
     size = network.visual.image_size
     sides = {int(s) for s in size} if isinstance(size, Sequence) else {int(size)}
     if len(sides) != 1:

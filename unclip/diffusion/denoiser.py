@@ -15,6 +15,7 @@ from .variance import vlb_terms
 
 Predicts = Literal["x0", "eps", "v"]
 Weighting = Literal["none", "min_snr", "clamped_snr"]
+Norm = Literal["l2", "l1", "l1_gradient"]
 
 
 @runtime_checkable
@@ -50,17 +51,22 @@ class Denoiser:
         cond: Any = None,
         weighting: Weighting = "none",
         discretised: bool = True,
+        norm: Norm = "l2",
     ) -> Losses:
         """Squared error of what the network predicts, weighted, plus the variational term of a learned variance.
 
         x0, eps: (b, ...); t: (b) in 1..T.  `discretised`: x0 are 8-bit pixels scaled to [-1, 1].  Losses per sample.
+        `norm`: how the error is measured (`absolute_error`); absolute errors stand under the root of the weight.
         """
         alpha, sigma = self.schedule.at(t, x0)
         prediction = self(alpha * x0 + sigma * eps, t, cond)
         target = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[self.predicts]
         guess = {"x0": prediction.x0, "eps": prediction.eps, "v": alpha * prediction.eps - sigma * prediction.x0}
         mse = mse_loss(guess[self.predicts], target, reduction="none").flatten(1).mean(1)
-        total = mse * loss_weight(self.schedule, t, self.predicts, weighting).to(mse)
+        weight = loss_weight(self.schedule, t, self.predicts, weighting).to(mse)
+        total = mse * weight
+        if norm != "l2":
+            total = absolute_error(guess[self.predicts] - target, gradient=norm == "l1_gradient") * weight.sqrt()
         terms = {"mse": mse.detach()}
         if prediction.variance_mix is not None:
             # Learned variances get their own term only: the mean is held fixed in it (Improved DDPM, L_hybrid).
@@ -70,6 +76,19 @@ class Denoiser:
             total = total + vlb * self.schedule.T / 1000
             terms["vlb"] = vlb.detach()
         return Losses(total, t, terms)
+
+
+def absolute_error(error: Tensor, gradient: bool) -> Tensor:
+    """Mean absolute error per sample, (b, ...) -> (b): the median, not the mean, is its best answer (SR3, eq. 6 with p = 1).
+
+    `gradient`: of pictures (b, c, h, w), plus that of the differences of neighbouring pixels, down and across, so that what
+    is flat or straight is drawn so (the gradient difference loss of Mathieu et al. 2016, with signs).
+    """
+    total = error.abs().flatten(1).mean(1)
+    if gradient:
+        for dim in (-2, -1):
+            total = total + error.diff(dim=dim).abs().flatten(1).mean(1)
+    return total
 
 
 def loss_weight(schedule: NoiseSchedule, t: Tensor, predicts: Predicts, weighting: Weighting, gamma: float = 5.0) -> Tensor:

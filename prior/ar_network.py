@@ -1,0 +1,163 @@
+"""The AR prior's network: a causal transformer over  text | z_t | z_i . z_t | components of z_i  (unCLIP 2.2).
+
+The caption enters as CLIP's token states or through a text transformer of the network's own, as in the paper (App. C).
+Either way its tokens bring their positions along, and the latent decoder's own positions are those of z_t and of the
+symbols: 1 + 320 of the 384 in Table 3, which does not tell how 256 text positions would fit in.
+
+All components share one table of embeddings and one output matrix; a learned vector per position tells which component
+is meant.  A symbol is a place in its component's range, so it means much the same in all of them; and tables of their own
+would be 0.5B weights at the input and as many at the output at the paper's size, and twice the whole transformer at the
+size of the emoji recipe.  What is a component's own, how often each symbol is met, is measured and added to the logits.
+
+Where learning starts from matters more here than in a language model, since symbols have an order.  Both tables start as
+sinusoids, so that neighbours are alike, and positions as large as symbols, because without knowing which component is
+meant the tables are of no use.  (150 steps of 64 emoji, a smaller network, one seed: cosine of the most probable draw to
+the true embedding 0.83; with tables and positions of the usual small random size below 0.1.)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unclip.config import Config
+from unclip.nn.embeddings import sinusoid
+from unclip.nn.linear import Linear
+from unclip.nn.transformer import Cache, Transformer, TransformerConfig
+from unclip.types import Text
+
+from .network import Prompt
+
+
+class ARNetworkConfig(Config, frozen=True, kw_only=True):
+    transformer: TransformerConfig  # the latent decoder
+    embed_dim: int  # of CLIP's image and text embeddings
+    text: Literal["tokens", "clip_states"] = "clip_states"  # a text transformer of its own (Table 3), or CLIP's states
+    context: int = 77  # text positions; captions may be shorter
+    vocab: int = 49408  # "tokens"
+    text_transformer: TransformerConfig | None = None  # "tokens"
+    states_width: int | None = None  # "clip_states": width of CLIP's token states
+
+    def __post_init__(self) -> None:
+        if self.text == "tokens" and self.text_transformer is None:
+            raise ValueError("an AR prior over tokens needs a text_transformer")
+        if self.text == "clip_states" and self.states_width is None:
+            raise ValueError("an AR prior over CLIP states needs states_width, the width of CLIP's text transformer")
+        if self.transformer.width % 2:
+            raise ValueError(f"the symbols' sinusoids need an even width, not {self.transformer.width}")
+        if min(self.embed_dim, self.context, self.vocab) < 1:
+            raise ValueError(f"embed_dim, context and vocab are at least 1, not {self.embed_dim}, {self.context}, {self.vocab}")
+
+
+class ARNetwork(nn.Module):
+    """Symbols so far -> logits of the next, `length` symbols in all."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: ARNetworkConfig, length: int, buckets: int):
+        super().__init__()
+        self.config, self.length, self.buckets = config, length, buckets
+        width = config.transformer.width
+        if config.text == "tokens":
+            assert config.text_transformer is not None
+            inner = config.text_transformer.width
+            self.text_tokens = nn.Embedding(config.vocab, inner)
+            nn.init.normal_(self.text_tokens.weight, std=0.02)
+            self.text_positions = nn.Parameter(0.01 * torch.randn(config.context, inner))
+            self.text_transformer = Transformer(config.text_transformer)
+        else:
+            assert config.states_width is not None
+            inner = config.states_width
+        self.text = Linear(inner, width)
+        self.text_embed = Linear(config.embed_dim, width)
+        self.null_text = nn.Parameter(0.02 * torch.randn(width))  # stands alone in place of the caption
+        self.null_embed = nn.Parameter(0.02 * torch.randn(width))
+        self.symbols = nn.Embedding(buckets, width)
+        self.positions = nn.Parameter(0.5 * torch.randn(length, width))  # of z_t and of all symbols but the last
+        self.transformer = Transformer(config.transformer)
+        self.out = Linear(width, buckets, bias=False)
+        waves = 2**0.5 * sinusoid(torch.arange(buckets), width, max_period=max(buckets / 3, 2.0))  # the longest: twice the range
+        with torch.no_grad():
+            self.symbols.weight.copy_(0.5 * waves)
+            self.out.weight.copy_(0.02 * waves)
+        self.register_buffer("frequencies", torch.zeros(length, buckets))  # logarithms; zero = not measured
+
+    @torch.no_grad()
+    def set_frequencies(self, symbols: Int[Tensor, "n length"]) -> None:
+        """Measure how often each symbol is met at each position; every meeting is shared with some neighbours."""
+        counts = torch.zeros(self.length, self.buckets, device=symbols.device)
+        counts.scatter_add_(1, symbols.T, torch.ones_like(symbols.T, dtype=counts.dtype))
+        places = torch.arange(self.buckets, device=symbols.device)
+        distance = (places[:, None] - places) / (self.buckets / 64)  # a 64th of the range, about a tenth of its data's std
+        smooth = counts @ (-(distance**2) / 2).softmax(-1) + 0.1  # none is impossible
+        self.frequencies.copy_((smooth / smooth.sum(1, keepdim=True)).log())
+
+    def prompt(self, text: Text, drop: Bool[Tensor, " b"] | None = None) -> Prompt:
+        """Embed captions; blank ones, and those where `drop` is True, become the null."""
+        self._check(text)
+        weight = self.null_text
+        mask, embed = text.mask.to(weight.device), text.embed.to(weight.device, weight.dtype)
+        null = text.blank.to(weight.device)
+        if drop is not None:
+            null = null | drop.to(weight.device)
+        length = max(1, int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1)
+        mask = mask[:, :length]
+        if self.config.text == "tokens":
+            # Bidirectional: a caption is given as a whole.  (The paper does not say.)
+            x = self.text_tokens(text.tokens[:, :length].to(weight.device)) + self.text_positions[:length]
+            states, _ = self.text_transformer(x, mask)
+        else:
+            states = text.states[:, :length].to(weight.device, weight.dtype)
+        given, pooled, absent = self.text(states), self.text_embed(embed)[:, None], self.null(length)
+        return Prompt(
+            torch.where(null[:, None, None], absent.text.to(given.dtype), given),
+            torch.where(null[:, None, None], absent.embed.to(pooled.dtype), pooled),
+            torch.where(null[:, None], absent.mask, mask),
+        )
+
+    def null(self, length: int) -> Prompt:
+        """The prompt (one row) of no caption, with `length` text positions."""
+        mask = torch.arange(length, device=self.null_text.device) == 0
+        return Prompt(self.null_text.expand(1, length, -1), self.null_embed[None, None], mask[None])
+
+    def forward(
+        self, symbols: Int[Tensor, "b m"], cond: Prompt | Cache, drawn: Cache | None = None
+    ) -> tuple[Float[Tensor, "b n v"], Cache]:
+        """Logits of what follows, and all that was run, as a cache.
+
+        A prompt is run before the symbols, which are the first m: m + 1 logits, those of the first symbol among them.
+        After a cache of the prompt, of whose rows b may be a multiple, and of the symbols `drawn` already: m logits.
+        """
+        if isinstance(cond, Prompt):
+            first = 0
+            prefix = torch.cat([cond.text, (cond.embed + self.positions[0]).to(cond.text.dtype)], dim=1)
+            x = torch.cat([prefix, self._embed(symbols, 1).to(prefix.dtype)], dim=1)
+            mask = nn.functional.pad(cond.mask, (0, 1 + symbols.shape[1]), value=True)
+            y, cache = self.transformer(x, mask, causal=True)
+            y = y[:, cond.text.shape[1] :]
+        else:
+            first = 1 + (drawn.layers[0].k.shape[2] if drawn else 0)
+            past = [cond, drawn] if drawn else [cond]
+            y, cache = self.transformer(self._embed(symbols, first), causal=True, past=past)
+            cache = drawn.extend(cache) if drawn else cache
+        return self.out(y) + self.frequencies[first : first + y.shape[1]], cache
+
+    def _embed(self, symbols: Tensor, first: int) -> Tensor:
+        return self.symbols(symbols.to(self.positions.device)) + self.positions[first : first + symbols.shape[1]]
+
+    def _check(self, text: Text) -> None:
+        config = self.config
+        positions = text.tokens.shape[1] if config.text == "tokens" else text.states.shape[1]
+        if positions > config.context:
+            raise ValueError(f"captions come with {positions} positions, this prior has {config.context}; is it another CLIP's?")
+        if config.text == "tokens" and int(text.tokens.max()) >= config.vocab:
+            raise ValueError(f"a caption has token {int(text.tokens.max())}, this prior's vocabulary ends at {config.vocab - 1}")
+        if config.text == "clip_states" and text.states.shape[2] != config.states_width:
+            raise ValueError(
+                f"text states are {text.states.shape[2]} wide, this prior reads {config.states_width}; is it another CLIP's?"
+            )
+        if text.embed.shape[1] != config.embed_dim:
+            raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {config.embed_dim}")

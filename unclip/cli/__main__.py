@@ -1,0 +1,5 @@
+"""`python -m unclip.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,81 @@
+"""What the commands share: options, the loading of a model, and errors as one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from unclip.pipeline import UnCLIP
+
+HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
+
+Model = Annotated[str, typer.Option(help="A shipped name, a folder, or a Hugging Face hub id.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+First = Annotated[int, typer.Option(help="Number of the first picture: picture k of a run alone is --first k.", min=0)]
+Guidance = Annotated[float | None, typer.Option(help="Guidance of the decoder; 1 = off.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
+Dtype = Annotated[str, typer.Option(help="What networks compute in: float32, bfloat16 or float16.")]
+
+
+def load(model: str, device: str, dtype: str, prior: str = "prior") -> UnCLIP:
+    """The pipeline, on its device; ValueError for a device that is not there.  `prior`: the part that draws embeddings."""
+    import torch
+
+    from unclip.pipeline import DTYPES, UnCLIP
+
+    types = {str(t).removeprefix("torch."): t for t in DTYPES}
+    if dtype not in types:
+        raise ValueError(f"no dtype {dtype!r}; there are {', '.join(types)}")
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return UnCLIP.from_pretrained(model, prior=prior).to(device, types[dtype])
+
+
+class Errors:
+    """A known kind of error -> one line and status 2.  This package's own warnings -> one line each; libraries' are not shown."""
+
+    def __enter__(self) -> None:
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        self.logging = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.warnings.__exit__(kind, error, trace)
+        logging.disable(self.logging)
+        # Torch tells of exhausted memory by a RuntimeError; its other ones are faults of ours and keep their traceback.
+        exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+        if exhausted:
+            _say("error", "out of memory: draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16")
+        elif isinstance(error, (ValueError, OSError)):
+            _say("error", error)
+        if exhausted or isinstance(error, (ValueError, OSError)):
+            raise typer.Exit(2) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning) and any(Path(filename).is_relative_to(house) for house in HOUSES):
+        _say("warning", message)
+
+
+def _say(kind: str, message: object) -> None:
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)

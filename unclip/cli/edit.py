@@ -1,0 +1,220 @@
+"""The commands that edit pictures through the latent pair (z_i, x_T): vary, interpolate, diff, reconstruct, invert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from .common import Device, Dtype, Errors, First, Guidance, Model, Seed, load
+from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
+
+if TYPE_CHECKING:
+    from unclip.edits import Edit
+    from unclip.manipulate import Way
+
+Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any format, or a latent (.safetensors).")]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="A .png (of several pictures a labelled sheet), a .gif or .webp, or a folder.")
+]
+Size = Annotated[int | None, typer.Option(help=f"Side in pixels; default: the largest of the model up to {LARGEST}.")]
+InversionSteps = Annotated[int | None, typer.Option(help="Steps of the inversion; default: the decoder's own.")]
+Refine = Annotated[
+    int | None, typer.Option(help="Refinements of each step of the inversion; default: the decoder's own; 0 is fast, and rough.")
+]
+
+
+def vary(
+    image: Image,
+    output: Output,
+    model: Model = "emoji",
+    n: Annotated[int, typer.Option(help="Variations.")] = 4,
+    eta: Annotated[
+        float | None, typer.Option(help="Noise renewed in each step, from 0, the picture itself, to 1, the default.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from new noise; nothing is inverted.")] = False,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    first: First = 0,
+    size: Size = None,
+    inversion_steps: InversionSteps = None,
+    refine: Refine = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw variations of a picture: what it shows, with other details."""
+    with Errors():
+        if fresh:
+            _refuse("with --fresh", {"--eta": eta, "--inversion-steps": inversion_steps, "--refine": refine})
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        source, eta = read_source(image), 1.0 if eta is None else eta
+        if fresh:
+            count = job.own
+        else:
+            way = job.way(source)
+            count = sum(t > 0 for t in way) if eta else len(way) - 1  # what new noise is left goes in a last pass
+        with job.bars(count) as bars:
+            edit = job.pipe.vary(
+                source,
+                n=n,
+                eta=eta,
+                x_t="fresh" if fresh else "kept",
+                guidance=guidance,
+                seed=seed,
+                first=first,
+                size=job.size,
+                inversion=job.inversion,
+                progress=bars,
+            )
+        _write(edit, output)
+
+
+def interpolate(
+    sources: Annotated[list[str], typer.Argument(metavar="A B ...", help="Pictures, latents (.safetensors) or captions.")],
+    output: Output,
+    model: Model = "emoji",
+    steps: Annotated[int, typer.Option(help="Pictures from each to the next, both included.")] = 7,
+    x_t: Annotated[str, typer.Option(help="slerp: the given pictures are on the path; fixed: one noise for all.")] = "slerp",
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    size: Size = None,
+    inversion_steps: InversionSteps = None,
+    refine: Refine = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw a path from picture to picture, or from caption to caption."""
+    with Errors():
+        if x_t not in ("slerp", "fixed"):
+            raise ValueError(f"--x-t {x_t!r} not understood: write slerp or fixed")
+        if x_t == "fixed":
+            _refuse("with --x-t fixed", {"--inversion-steps": inversion_steps, "--refine": refine})
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        given = [read_source(source) for source in sources]
+        latents = [source for source in given if not isinstance(source, str)]
+        back = len(job.way(latents[0] if latents else None)) - 1
+        # Where there are captions, these are drawn first, as the decoder does by default.
+        with job.bars(back if len(latents) == len(given) and x_t == "slerp" else job.own, back) as bars:
+            edit = job.pipe.interpolate(
+                given,
+                steps=steps,
+                x_t=cast("Way", x_t),
+                guidance=guidance,
+                seed=seed,
+                size=job.size,
+                inversion=job.inversion,
+                progress=bars,
+            )
+        _write(edit, output)
+
+
+def diff(
+    image: Image,
+    output: Output,
+    target: Annotated[str, typer.Option("--to", help="What the picture shall become.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help='What it is, or "a photo"; without it the target alone gives the direction.')
+    ] = None,
+    model: Model = "emoji",
+    theta: Annotated[float, typer.Option(help="Part of the angle to the target to turn by; 0.25 to 0.5 is usual.")] = 0.4,
+    steps: Annotated[int, typer.Option(help="Pictures on the way, the first of them the reconstruction.")] = 5,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    size: Size = None,
+    inversion_steps: InversionSteps = None,
+    refine: Refine = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Turn a picture towards what one caption says and another does not."""
+    with Errors():
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        picture = read_source(image)
+        with job.bars(len(job.way(picture)) - 1) as bars:
+            edit = job.pipe.text_diff(
+                picture,
+                target,
+                source=source,
+                theta=theta,
+                steps=steps,
+                guidance=guidance,
+                seed=seed,
+                size=job.size,
+                inversion=job.inversion,
+                progress=bars,
+            )
+        _write(edit, output)
+
+
+def reconstruct(
+    image: Image,
+    output: Output,
+    model: Model = "emoji",
+    pca: Annotated[str | None, typer.Option(help="Draw from so many principal components alone, for instance 20,40,80.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance of the decoder with --pca; 1 = off.")] = None,
+    seed: Seed = 0,
+    size: Size = None,
+    inversion_steps: InversionSteps = None,
+    refine: Refine = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw a picture from its latent again, or from the first principal components of its embedding."""
+    with Errors():
+        if pca is None:
+            _refuse("without --pca", {"--guidance": guidance})
+        else:
+            _refuse("with --pca", {"--inversion-steps": inversion_steps, "--refine": refine})
+        components = None if pca is None else _numbers(pca)
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        source = read_source(image)
+        with job.bars(len(job.way(source)) - 1 if components is None else job.own) as bars:
+            if components is None:
+                edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, progress=bars)
+            else:
+                edit = job.pipe.reconstruct_pca(source, components, guidance=guidance, seed=seed, size=job.size, progress=bars)
+        _write(edit, output)
+
+
+def invert(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any format.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors, which the other commands take as a picture.")],
+    model: Model = "emoji",
+    inversion_steps: InversionSteps = None,
+    refine: Refine = None,
+    device: Device = "cpu",
+) -> None:
+    """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
+    with Errors():
+        from unclip.results import check_output
+
+        check_output(output, (LATENT,), folder=False)
+        if is_latent(image):
+            raise ValueError(f"{image} is a latent already: give the picture")
+        pipe = load(model, device, "float32")
+        job = Job(pipe, pipe.sizes[0], inversion_of(pipe, inversion_steps, refine))
+        with job.bars(job.own) as bars:
+            latent = pipe.invert(image, inversion=job.inversion, progress=bars)
+        latent.save(output)
+        typer.echo(output)
+
+
+def _numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise ValueError(f"--pca {text!r} not understood: write numbers of components, for instance 20,40,80")
+    return [int(word) for word in words]
+
+
+def _refuse(where: str, options: Mapping[str, object]) -> None:
+    """Options that would change nothing."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)} would change nothing {where}")
+
+
+def _write(edit: Edit, output: Path) -> None:
+    for path in edit.save(output):
+        typer.echo(path)

@@ -1,0 +1,105 @@
+"""`unclip generate` and `unclip info`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .bars import Bars
+from .common import Device, Dtype, Errors, First, Guidance, Model, Seed, load
+from .settings import PRESETS, diffuses, passes, settings, upsamplers
+
+KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the parts that they are
+
+
+def generate(
+    captions: Annotated[list[str], typer.Argument(help="One or more captions; an empty one gives an unconditional picture.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .png, or a folder.")],
+    model: Model = "emoji",
+    n: Annotated[int, typer.Option(help="Pictures for each caption.", min=1)] = 1,
+    seed: Seed = 0,
+    first: First = 0,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; default: the largest the model makes.")] = None,
+    guidance: Guidance = None,
+    prior_guidance: Annotated[float | None, typer.Option(help="Guidance of the prior; 1 = off.")] = None,
+    prior: Annotated[str, typer.Option(help="diffusion, or ar where the model has an autoregressive one too.")] = "diffusion",
+    steps: Annotated[str | None, typer.Option(help="Steps by stage, for instance decoder=50,prior=64.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Sampling of all stages: {', '.join(PRESETS)}.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw pictures for captions."""
+    with Errors():
+        from unclip.results import check_output
+
+        check_output(output)  # before minutes are spent on what could not be written
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+        if prior not in KINDS:
+            raise ValueError(f"no prior {prior!r}; there are {', '.join(KINDS)}")
+        pipe = load(model, device, dtype, KINDS[prior])
+        samplings = settings(pipe, preset, steps, guidance, prior_guidance)
+        with Bars(pipe, {name: passes(pipe.parts[name], how) for name, how in samplings.items()}) as bars:
+            result = pipe.generate(
+                captions,
+                n=n,
+                seed=seed,
+                first=first,
+                size=size,
+                prior=samplings["prior"],
+                decoder=samplings["decoder"],
+                upsamplers=[samplings[name] for name in upsamplers(pipe)],
+                progress=bars,
+            )
+        for path in result.save(output):
+            typer.echo(path)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder or hub id of public weights: Karlo's, from diffusers or its five files.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write public weights of another format in this package's, without running anything in them."""
+    with Errors():
+        from unclip.convert import convert as run
+
+        run(source, folder, dtype)
+        typer.echo(folder)
+
+
+def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji") -> None:
+    """Print parts, parameters, sampling defaults and provenance of a model."""
+    with Errors():
+        from unclip import __version__
+
+        pipe = load(model, "cpu", "float32")
+        typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
+        total = 0
+        for name, part in pipe.parts.items():
+            count = sum(p.numel() for p in part.parameters())
+            total += count
+            typer.echo(f"  {name:15} {type(part).__name__:15} {count / 1e6:8.2f}M  {_how(part)}".rstrip())
+        typer.echo(f"  {'all':31} {total / 1e6:8.2f}M parameters")
+        _echo_tree(pipe.provenance)
+
+
+def _how(part: Any) -> str:
+    """How a part samples by default."""
+    default = getattr(part.config, "sampling", None)
+    if default is None:
+        return ""
+    way = f"{default.sampler}, steps {default.steps}" if diffuses(part) else f"autoregressive, {part.length} symbols"
+    return f"{way}, guidance {default.guidance:g}"
+
+
+def _echo_tree(tree: Mapping[str, Any], indent: int = 2) -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            typer.echo(f"{' ' * indent}{key}:")
+            _echo_tree(value, indent + 2)
+        else:
+            typer.echo(f"{' ' * indent}{key}: {value}")

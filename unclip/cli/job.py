@@ -1,0 +1,97 @@
+"""What an edit starts from: a loaded pipeline, the options of all edits, and how many passes lie ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .bars import Bars
+from .common import load
+from .settings import passes
+
+if TYPE_CHECKING:
+    from unclip.pipeline import UnCLIP
+    from unclip.results import Latent
+    from unclip.types import Inversion
+
+G = TypeVar("G", str, Path)
+LATENT = ".safetensors"
+LARGEST = 256  # pixels, unless asked: an edit is many pictures, and larger ones take minutes each
+
+
+class Job(NamedTuple):
+    """A loaded pipeline and what the options of an edit mean to it."""
+
+    pipe: UnCLIP
+    size: int
+    inversion: Inversion
+
+    @property
+    def own(self) -> int:
+        """Passes of the decoder as it samples by default."""
+        return passes(self.pipe.decoder, self.pipe.decoder.resolve(None))
+
+    def way(self, source: object) -> tuple[int, ...]:
+        """The timesteps between a source's x_T and its picture, descending."""
+        from unclip.diffusion.schedule import spaced
+        from unclip.results import Latent
+
+        if isinstance(source, Latent):
+            return source.timesteps
+        decoder: Any = self.pipe.decoder
+        listed = spaced(decoder.schedule.T, self.inversion.steps)
+        if decoder.config.predicts == "eps" and listed[0] == decoder.schedule.T:
+            listed = listed[1:]
+        return self.inversion.timesteps(listed)
+
+    def bars(self, decoder: int, back: int | None = None) -> Bars:
+        """For a decoder that makes so many passes, and `back` once pictures have been inverted."""
+        stages = {name: part for name, part in self.pipe.parts.items() if name not in ("clip", "decoder")}
+        counted = {name: passes(part, part.config.sampling) for name, part in stages.items()}
+        climb = (len(self.way(None)) - 1) * (1 + self.inversion.refine)
+        return Bars(self.pipe, {**counted, "decoder": decoder, "invert": climb}, back)
+
+
+def open_job(
+    output: Path,
+    model: str,
+    device: str,
+    dtype: str,
+    size: int | None,
+    guidance: float | None,
+    inversion_steps: int | None,
+    refine: int | None,
+) -> Job:
+    """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
+    from unclip.edits import ANIMATIONS
+    from unclip.results import check_output
+    from unclip.types import Sampling
+
+    check_output(output, (".png", *ANIMATIONS))
+    if guidance is not None:
+        Sampling(guidance=guidance)
+    pipe = load(model, device, dtype)
+    if size is None:
+        size = max([s for s in pipe.sizes if s <= LARGEST], default=pipe.sizes[0])
+    if size not in pipe.sizes:
+        raise ValueError(f"size is {size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
+    return Job(pipe, size, inversion_of(pipe, inversion_steps, refine))
+
+
+def inversion_of(pipe: UnCLIP, steps: int | None, refine: int | None) -> Inversion:
+    """The decoder's own, changed by the options."""
+    decoder: Any = pipe.decoder
+    changes = {name: value for name, value in {"steps": steps, "refine": refine}.items() if value is not None}
+    inversion: Inversion = decoder.config.inversion.replace(**changes)
+    return inversion
+
+
+def read_source(given: G) -> G | Latent:
+    """A latent read, anything else as it was given."""
+    from unclip.results import Latent
+
+    return Latent.load(given) if is_latent(given) else given
+
+
+def is_latent(given: str | Path) -> bool:
+    return Path(given).suffix.lower() == LATENT

@@ -1,0 +1,80 @@
+"""Public weights of other unCLIP families, read strictly and without running anything in them.
+
+One or two files per family: how it is recognised, our configs for its parts, and the tables that name its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline, write_folder
+from unclip.clip.encoder import CLIP
+from unclip.clip.identity import identity
+
+from . import karlo_diffusers, karlo_original
+from .recipe import read_json
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Open(Protocol):
+    def __call__(self, folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored: ...
+
+
+class Family(NamedTuple):
+    """A way in which public weights are laid out."""
+
+    layout: str  # for people
+    recognise: Callable[[Path], bool]
+    open: Open
+
+
+FAMILIES = (
+    Family("Karlo as diffusers stores it (model_index.json)", karlo_diffusers.recognise, karlo_diffusers.open_karlo),
+    Family("Karlo's original files (prior-ckpt*.ckpt, ...)", karlo_original.recognise, karlo_original.open_karlo),
+)
+
+
+def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored:
+    """A pipeline of another format; ValueError that says what was looked for when it is none that is known."""
+    for family in FAMILIES:
+        if family.recognise(folder):
+            return family.open(folder, source, dtype)
+    index = folder / "model_index.json"
+    given = f" and model_index.json describes a {read_json(index).get('_class_name')}" if index.is_file() else ""
+    known = "; ".join(family.layout for family in FAMILIES)
+    raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{given}; other formats that can be read: {known}")
+
+
+def convert(source: str | Path, folder: str | Path, dtype: str = "float32") -> None:
+    """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one part in memory at a time.
+
+    dtype: of the stored parameters, one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    stored = open_pipeline(source)
+    if stored.clip_identity is not None:
+        raise ValueError(
+            f"{source} has this package's format already; UnCLIP.from_pretrained reads it and save_pretrained stores it"
+        )
+
+    def write(aside: Path) -> None:
+        kinds, record = {}, {}
+        for name, load in stored.parts.items():
+            part = load()
+            if isinstance(part, CLIP):
+                record = identity(part)
+            kinds[name] = type(part).__name__
+            part.write(aside / name, DTYPES[dtype])
+            del part
+        index = Index(name=stored.name, parts=kinds, candidates=stored.candidates, clip_identity=record)
+        (aside / INDEX).write_text(index.to_json())
+        (aside / PROVENANCE).write_text(json.dumps(stored.provenance, indent=2) + "\n")
+
+    write_folder(folder, write)

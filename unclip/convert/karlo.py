@@ -1,0 +1,151 @@
+"""Karlo v1 alpha (KakaoBrain, CreativeML OpenRAIL-M): what its two layouts have in common, and its parts' configs.
+
+The largest public unCLIP: a prior of 1.0B, a decoder of 0.9B, an upsampler 64 -> 256 of two networks of 0.7B, over OpenAI's
+ViT-L/14.  Sources: github kakaobrain/karlo (configs/*.yaml, karlo/models) and diffusers' UnCLIPPipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoder import Decoder, DecoderConfig, TextEncoderConfig
+from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
+from prior.absent import AbsentPrior, AbsentPriorConfig
+from unclip.checkpoint import Part, Stored
+from unclip.clip.encoder import CLIP
+from unclip.nn.transformer import TransformerConfig
+from unclip.nn.unet import UNetConfig
+from unclip.types import Sampling, Text
+from upsamplers import CorruptionConfig, UpsamplerConfig
+
+from .recipe import Loaders, Recipe
+from .table import Row, channels_first, flat, row, under
+from .unet import Layout, time_table, unet_table
+
+UPSAMPLING = Sampling(sampler="ddpm", steps=7, variance="small", threshold="static")  # its last network was trained for 7
+NO_PRIOR = (
+    "its weights are those for image variations; take kakaobrain/karlo-v1-alpha, or put that repository's folders prior and "
+    "prior_scheduler beside the others and load again"
+)
+
+
+def prior_config(transformer: TransformerConfig, embed_dim: int, context: int, clamp: float | None) -> PriorConfig:
+    """`clamp`: 10 in the original, 5 in diffusers' copy."""
+    return PriorConfig(
+        network=PriorNetworkConfig(
+            transformer=transformer,
+            embed_dim=embed_dim,
+            context=context,
+            states_width=embed_dim,
+            null="empty",
+            first_timestep=0,
+        ),
+        embedding="raw",
+        scaling="statistics",
+        text_drop=0.2,
+        clamp=clamp,
+        sampling=Sampling(sampler="ddpm", steps=25, guidance=4.0, variance="small"),
+    )
+
+
+def decoder_config(unet: UNetConfig, image_size: int, embed_dim: int, tokens: int, context: int, steps: int) -> DecoderConfig:
+    """`steps`: 50 in the original, 25 in diffusers' pipeline and the original's "fast"."""
+    return DecoderConfig(
+        image_size=image_size,
+        unet=unet,
+        embed_dim=embed_dim,
+        embedding="raw",
+        image_tokens=tokens,
+        text=TextEncoderConfig(kind="clip_states", context=context, states_width=embed_dim, embed_dim=embed_dim, null="empty"),
+        first_timestep=0,
+        image_drop=0.1,
+        text_drop=0.3,
+        sampling=Sampling(sampler="ddpm", steps=steps, guidance=8.0, variance="learned", threshold="static"),
+    )
+
+
+def upsampler_config(unet: UNetConfig, scale: int) -> UpsamplerConfig:
+    return UpsamplerConfig(
+        scale=scale,
+        unet=unet,
+        corruption=CorruptionConfig(kind="none"),
+        first_timestep=0,
+        last_step="own",
+        sampling=UPSAMPLING,
+    )
+
+
+def statistics(mean: str, std: str) -> dict[str, Row]:
+    """The prior's mean and std per dimension; `norm` is the root mean square length that they imply."""
+
+    def norm(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+        return (mean.double().square() + std.double().square()).sum().sqrt().to(mean.dtype)
+
+    return {
+        "scaling.mean": row(mean, how=flat),
+        "scaling.std": row(std, how=flat),
+        "scaling.norm": row(mean, std, how=norm),
+    }
+
+
+def conditions(names: Mapping[str, str], tokens: int) -> dict[str, Row]:
+    """The decoder's projections of embedding and caption: ours from theirs, of which one stores tokens by channel."""
+    table = {f"network.{ours}.*": row(f"{theirs}.*") for ours, theirs in names.items()}
+    table["network.image_to_tokens.*"] = row(f"{names['image_to_tokens']}.*", how=channels_first(tokens))
+    return table
+
+
+def denoising(
+    unet: UNetConfig, layout: Layout, theirs: str, time: str = "network.time.", net: str = "network.unet."
+) -> dict[str, Row]:
+    """A UNet with its timestep embedding, under a prefix of theirs."""
+    return {**under(time, time_table(layout), theirs), **under(net, unet_table(unet, layout), theirs)}
+
+
+def check_statistics(prior: DiffusionPrior, where: str) -> None:
+    """Zero is what diffusers' model is created with, so it is what a partial file leaves behind."""
+    for name in ("mean", "std"):
+        value = getattr(prior.scaling, name)
+        if not torch.isfinite(value).all() or not value.any() or (name == "std" and (value <= 0).any()):
+            raise ValueError(f"{where}: the embeddings' {name} is zero or not finite; the file is not whole, get it again")
+
+
+def assemble(recipes: dict[str, Recipe], folder: Path, source: str, layout: str, dtype: torch.dtype | None) -> Stored:
+    """Loaders of the recipes' parts; prior and decoder are given CLIP's empty caption, which is their null."""
+    empty: list[Text] = []
+
+    def clip() -> Part[Any]:
+        part = recipes["clip"].make(dtype)
+        if not empty:
+            assert isinstance(part, CLIP)
+            with torch.no_grad():
+                empty.append(part.encode_text([""]))
+        return part
+
+    def with_null(recipe: Recipe) -> Part[Any]:
+        part = recipe.make(dtype)
+        assert isinstance(part, (DiffusionPrior, Decoder))
+        if isinstance(part, DiffusionPrior):
+            check_statistics(part, recipe.where)
+        if not empty:
+            clip()
+        part.set_null(empty[0])
+        return part
+
+    parts: Loaders = {"clip": clip}
+    if "prior" in recipes:
+        parts["prior"] = partial(with_null, recipes["prior"])
+    else:
+        parts["prior"] = lambda: AbsentPrior(AbsentPriorConfig(remedy=NO_PRIOR)).eval()
+    parts["decoder"] = partial(with_null, recipes["decoder"])
+    for key, recipe in recipes.items():
+        if key.startswith("upsampler_"):
+            parts[key] = partial(recipe.make, dtype)
+    about = {"family": "Karlo v1 alpha (KakaoBrain)", "license": "CreativeML OpenRAIL-M", "source": source, "layout": layout}
+    name = Path(source).name or Path(source).resolve().name or "karlo"
+    return Stored(folder=folder, name=name, parts=parts, candidates=1, provenance=about, clip_identity=None)

@@ -1,0 +1,71 @@
+"""A part of ours to be made of somebody else's tensors, and reading somebody else's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unclip.checkpoint import Part, build, fill
+from unclip.config import Config
+
+from .pickles import Lazy
+from .table import Table, gather
+
+
+class Recipe(NamedTuple):
+    """One part: its class and config, the table that names its tensors, and the source that holds them."""
+
+    part: type[Part[Any]]
+    config: Config
+    table: Table
+    source: Mapping[str, Lazy]
+    where: str
+    ignored: tuple[str, ...] = ()
+    constants: Mapping[str, Tensor] = {}  # tensors of ours that the source has not
+
+    def make(self, dtype: torch.dtype | None = None) -> Part[Any]:
+        """The part, its parameters in `dtype` (None = float32); ValueError unless every tensor fits."""
+        part = build(self.part, self.config, dtype)
+        state = part.state_dict()
+        # Buffers that the table does not name are no weights: they keep what their constructor gave them.
+        parameters = {name for name, _ in part.named_parameters()}
+        wanted = {name: x for name, x in state.items() if name in parameters or name in self.table}
+        wanted = {name: x for name, x in wanted.items() if name not in self.constants}
+        made = gather(self.table, wanted, self.source, self.where, self.ignored)
+        fill(part, {**state, **self.constants, **made}, self.where)
+        return part.eval()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
+    return found
+
+
+def require(config: Mapping[str, Any], where: Path, **allowed: Any) -> None:
+    """ValueError unless each setting that is there has the one value that is understood."""
+    wrong = {name: config[name] for name, value in allowed.items() if name in config and config[name] != value}
+    if wrong:
+        told = ", ".join(f"{name} is {value!r}, not {allowed[name]!r}" for name, value in wrong.items())
+        raise ValueError(f"{where} describes something else than Karlo's: {told}")
+
+
+def number(config: Mapping[str, Any], name: str, where: Path, default: int | None = None) -> int:
+    """A whole number of a config."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{where}: {name} is {value!r}; it must be a whole number of at least 1")
+    return value
+
+
+Loaders = dict[str, Callable[[], Part[Any]]]

@@ -1,0 +1,138 @@
+"""The ADM UNet as others store it: by diffusers' blocks, or in the three lists of the original code.
+
+Karlo, Kandinsky 2.1, GLIDE and ADM itself share these layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from unclip.nn.unet import UNetConfig
+
+from .pickles import Lazy
+from .table import Row, as_convolution, heads_last, row
+
+Layout = Literal["diffusers", "adm"]
+
+ENDS = {  # ours: diffusers, adm
+    "input": ("conv_in", "input_blocks.0.0"),
+    "norm": ("conv_norm_out", "out.0"),
+    "output": ("conv_out", "out.2"),
+}
+TIME = {"hidden": ("time_embedding.linear_1", "time_embed.0"), "out": ("time_embedding.linear_2", "time_embed.2")}
+RESIDUAL = {
+    "norm1": ("norm1", "in_layers.0"),
+    "conv1": ("conv1", "in_layers.2"),
+    "emb": ("time_emb_proj", "emb_layers.1"),
+    "norm2": ("norm2", "out_layers.0"),
+    "conv2": ("conv2", "out_layers.3"),
+    "skip": ("conv_shortcut", "skip_connection"),
+}
+
+
+class Place(NamedTuple):
+    """Where a block of ours and, if it has one, its attention stand in the two layouts."""
+
+    ours: str
+    residual: tuple[str, str]
+    attention: tuple[str, str]
+
+
+def places(config: UNetConfig) -> Iterator[Place]:
+    """Every block in our order."""
+    levels, depth = len(config.multiple), config.depth
+    block = 0
+    for level in range(levels):
+        for i in range(depth):
+            theirs, adm = f"down_blocks.{level}", f"input_blocks.{block + 1}"
+            yield Place(f"down.{block}", (f"{theirs}.resnets.{i}", f"{adm}.0"), (f"{theirs}.attentions.{i}", f"{adm}.1"))
+            block += 1
+        if level < levels - 1:
+            names = (f"down_blocks.{level}.downsamplers.0", f"input_blocks.{block + 1}.0")
+            yield Place(f"down.{block}", names, ("", ""))
+            block += 1
+    yield Place("middle.0", ("mid_block.resnets.0", "middle_block.0"), ("mid_block.attentions.0", "middle_block.1"))
+    yield Place("middle.1", ("mid_block.resnets.1", f"middle_block.{2 if config.attention else 1}"), ("", ""))
+    block = out = 0
+    for up, level in enumerate(reversed(range(levels))):
+        for i in range(depth + 1):
+            theirs, adm = f"up_blocks.{up}", f"output_blocks.{out}"
+            yield Place(f"up.{block}", (f"{theirs}.resnets.{i}", f"{adm}.0"), (f"{theirs}.attentions.{i}", f"{adm}.1"))
+            block, out = block + 1, out + 1
+        if level > 0:  # the original puts it behind the last block of its level
+            names = (f"up_blocks.{up}.upsamplers.0", f"output_blocks.{out - 1}.{2 if level in config.attention else 1}")
+            yield Place(f"up.{block}", names, ("", ""))
+            block += 1
+
+
+def unet_table(config: UNetConfig, layout: Layout) -> dict[str, Row]:
+    """Our UNet's tensors."""
+    at = 0 if layout == "diffusers" else 1
+    table = {f"{ours}.*": row(f"{theirs[at]}.*") for ours, theirs in ENDS.items()}
+    for place in places(config):
+        for ours, theirs in RESIDUAL.items():
+            table[f"{place.ours}.{ours}.*"] = row(f"{place.residual[at]}.{theirs[at]}.*")
+        attention = _diffusers_attention if layout == "diffusers" else _adm_attention
+        for ours, r in attention(place.attention[at], config.head_channels).items():
+            table[f"{place.ours}.attention.{ours}.*"] = r
+    return table
+
+
+def time_table(layout: Layout) -> dict[str, Row]:
+    """Our TimestepEmbedding's tensors."""
+    return {f"{ours}.*": row(f"{theirs[0 if layout == 'diffusers' else 1]}.*") for ours, theirs in TIME.items()}
+
+
+def _diffusers_attention(theirs: str, head_channels: int) -> dict[str, Row]:
+    return {
+        "norm": row(f"{theirs}.group_norm.*"),
+        "qkv": row(*(f"{theirs}.to_{x}.*" for x in "qkv"), how=as_convolution()),
+        "context": row(*(f"{theirs}.add_{x}_proj.*" for x in "kv")),
+        "proj": row(f"{theirs}.to_out.0.*", how=as_convolution()),
+    }
+
+
+def _adm_attention(theirs: str, head_channels: int) -> dict[str, Row]:
+    """1-d convolutions, whose rows hold q, k and v of one head after the other (the "legacy" order)."""
+    return {
+        "norm": row(f"{theirs}.norm.*"),
+        "qkv": row(f"{theirs}.qkv.*", how=as_convolution(heads_last(3, head_width=head_channels))),
+        "context": row(f"{theirs}.encoder_kv.*", how=heads_last(2, head_width=head_channels)),
+        "proj": row(f"{theirs}.proj_out.*", how=as_convolution()),
+    }
+
+
+def adm_config(shapes: dict[str, Lazy], prefix: str, where: str, head_channels: int = 64) -> UNetConfig:
+    """The config of a UNet in the original layout, from its tensors; levels must differ in width."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if prefix + name not in shapes:
+            raise ValueError(f"{where} has no tensor {prefix + name}: is it the file that it should be?")
+        return shapes[prefix + name].shape
+
+    count = 1
+    while f"{prefix}input_blocks.{count}.0.out_layers.3.weight" in shapes:
+        count += 1
+    widths = [shape("input_blocks.0.0.weight")[0]]
+    widths += [shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in range(1, count)]
+    levels = sorted(set(widths))
+    depth, rest = divmod(count - len(levels), len(levels))
+    if not depth or rest or widths != sorted(widths) or any(width % widths[0] for width in widths):
+        raise ValueError(f"{where}: {prefix}input_blocks have the widths {widths}, which no known UNet has")
+    attends = [n for n in range(1, count) if f"{prefix}input_blocks.{n}.1.qkv.weight" in shapes]
+    context = None
+    if attends and f"{prefix}input_blocks.{attends[0]}.1.encoder_kv.weight" in shapes:
+        context = shape(f"input_blocks.{attends[0]}.1.encoder_kv.weight")[1]
+    modulation = shape("input_blocks.1.0.emb_layers.1.weight")[0] // widths[1]
+    return UNetConfig(
+        in_channels=shape("input_blocks.0.0.weight")[1],
+        out_channels=shape("out.2.weight")[0],
+        channels=widths[0],
+        depth=depth,
+        multiple=tuple(width // widths[0] for width in levels),
+        attention=tuple(sorted({(n - 1) // (depth + 1) for n in attends})),
+        head_channels=head_channels,
+        context_width=context,
+        modulation="scale_shift" if modulation == 2 else "add",
+    )

@@ -1,0 +1,86 @@
+"""Principal components of CLIP image embeddings: what the embedding space says first, and what last (unCLIP 4, Fig. 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .results import write_files
+
+FORMAT = "unclip-pca-1"
+FILE = "pca.safetensors"  # beside the index of a pipeline
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Mean, components (columns, orthonormal, by descending variance) and variances of unit embeddings."""
+
+    mean: Float[Tensor, " d"]
+    components: Float[Tensor, "d d"]
+    variances: Float[Tensor, " d"]
+
+    @classmethod
+    def fit(cls, image_embed: Float[Tensor, "n d"]) -> PCA:
+        """From raw image embeddings, of which only the directions count."""
+        if len(image_embed) <= image_embed.shape[1]:
+            n, d = image_embed.shape
+            raise ValueError(f"{n} embeddings do not span the {d} dimensions they have; fit to more than {d} pictures")
+        mean, variances, components = principal(normalize(image_embed.detach().double(), dim=-1))
+        return cls(mean.float(), components.float(), variances.float())
+
+    @property
+    def explained(self) -> Float[Tensor, " d"]:
+        """The share of the variance in the first 1, 2, ..., d components."""
+        return self.variances.cumsum(0) / self.variances.sum()
+
+    def reduce(self, image_embed: Float[Tensor, "b d"], k: int) -> Float[Tensor, "b d"]:
+        """The embeddings of which only the first k components are left, at their own norm."""
+        if image_embed.shape[1] != len(self.mean):
+            raise ValueError(f"these are components of {len(self.mean)} dimensions, the embeddings have {image_embed.shape[1]}")
+        if not 0 <= k <= len(self.mean):
+            raise ValueError(f"k is {k}; of these components 0 to {len(self.mean)} can be kept")
+        basis = self.components[:, :k].to(image_embed)
+        mean = self.mean.to(image_embed)
+        kept = mean + (normalize(image_embed, dim=-1) - mean) @ basis @ basis.T
+        return normalize(kept, dim=-1) * image_embed.norm(dim=-1, keepdim=True)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file, written aside and renamed."""
+        from safetensors.torch import save
+
+        tensors = {"mean": self.mean, "components": self.components, "variances": self.variances}
+        write_files([(Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": FORMAT}))])
+
+    @classmethod
+    def load(cls, path: str | Path) -> PCA:
+        """ValueError when the file holds no components, or is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("format") != FORMAT:
+                    raise ValueError(f"{path} is a safetensors file but holds no principal components: make it with PCA.fit")
+                return cls(*(file.get_tensor(name).clone() for name in ("mean", "components", "variances")))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as principal components: {error}") from None
+
+
+def principal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean, variances in descending order, and orthonormal components as columns; float64, on the CPU."""
+    x = x.detach().cpu().double()
+    if len(x) < 2 or not torch.isfinite(x).all():
+        raise ValueError(f"principal components need at least two finite embeddings; got {tuple(x.shape)}: look at their CLIP")
+    mean = x.mean(0)
+    centred = x - mean
+    variances, components = torch.linalg.eigh(centred.T @ centred / len(x))
+    variances, components = variances.flip(0).clamp(min=0), components.flip(1)
+    if variances[0] <= 1e-12 * x.square().mean():
+        raise ValueError(f"the {len(x)} embeddings are all the same: they have no principal components")
+    # A component's sign is arbitrary; here its largest entry is positive, whatever the linear algebra library.
+    signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
+    return mean, variances, components * signs
