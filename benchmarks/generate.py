@@ -85,7 +85,7 @@ def trace(options: list[str], png: Path) -> None:
     import unclip.cli
 
     mark("import unclip.cli")
-    load = unclip.cli._load
+    load = unclip.cli.generate.load
 
     def load_timed(*args: Any) -> Any:
         # The imports that loading would make, one by one.
@@ -123,7 +123,7 @@ def trace(options: list[str], png: Path) -> None:
         mark("load, check the CLIP")
         return pipe
 
-    unclip.cli._load = load_timed  # type: ignore
+    unclip.cli.generate.load = load_timed  # type: ignore
     sys.argv = ["unclip", *options]
     unclip.cli.main()
 

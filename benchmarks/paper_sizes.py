@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from decoder import Decoder  # noqa: E402
 from experiments.recipes import paper  # noqa: E402
-from prior import DiffusionPrior  # noqa: E402
+from prior import ARPrior, DiffusionPrior  # noqa: E402
 from unclip.clip.encoder import CLIP  # noqa: E402
-from unclip.nn.transformer import Transformer, TransformerConfig  # noqa: E402
 from upsamplers import Upsampler  # noqa: E402
 
 
@@ -30,8 +29,6 @@ class Row(NamedTuple):
     ours: int
     paper: float | None  # what the paper prints, rounded by it to two digits at most
 
-
-AR_DECODER = TransformerConfig(width=1664, layers=24, heads=26)
 
 # What unCLIP's Table 3 and, for the parts of its decoder, GLIDE 4 say.  CLIP's size is printed in neither.
 PAPER: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
@@ -43,8 +40,10 @@ PAPER: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     ),
     "upsampler_256": (lambda: Upsampler(paper.upsampler_256().model), {"": 7e8}),
     "upsampler_1024": (lambda: Upsampler(paper.upsampler_1024().model), {"": 3e8}),
-    # The stage itself is an issue of its own; its two transformers, which make up its size, are Table 3's.
-    "ar_prior": (lambda: nn.ModuleList([Transformer(paper.TEXT), Transformer(AR_DECODER)]), {"": 1e9}),
+    "ar_prior": (
+        lambda: ARPrior(paper.ar_prior().model),
+        {"": 1e9, "network.text_transformer": None, "network.transformer": None},
+    ),
 }
 
 
@@ -67,7 +66,7 @@ def main() -> None:
         name = "" if printed is None else f"{printed / 1e9:.1f}B" if printed >= 1e9 else f"{printed / 1e6:.0f}M"
         difference = "" if printed is None else f"{100 * (ours / printed - 1):+.1f} %"
         print(f"{stage:16} {part or 'whole':26} {ours:14,} {name:>7} {difference:>11}")
-    print("Of the AR prior the text encoder (24 x 2048) and the latent decoder (24 x 1664) are counted, without embeddings.")
+    print("The AR prior's text encoder (24 x 2048) and latent decoder (24 x 1664), both in Table 3, hold twice its '1B'.")
     print("The prior's 24 blocks of width 2048, which Table 3 states, hold 1.21B; its '1B' is rounded or leaves something out.")
     print(f"built on the meta device in {time.perf_counter() - start:.1f} s")
 

@@ -1,174 +1,141 @@
 """The numbers of an emoji pipeline, each with its n and a bootstrap 95 % interval.
 
-    python -m experiments.emoji.evaluate [MODEL] [--n 100] [--pictures 20] [--json FILE]
+    python -m experiments.emoji.evaluate [MODEL] [--n 100] [--pictures 20] [--draws 8] [--json FILE]
+    python -m experiments.emoji.evaluate [MODEL] --only upsamplers full_size --json a.json      # parts, maybe side by side,
+    python -m experiments.emoji.evaluate --merge a.json b.json --json all.json                  # and their sum
 
-Train and held-out captions are kept apart; the held-out ones entered no training.  "Nearest" is the plain RGB distance of
-64-pixel pictures among all 3,664 emoji, so the judge is not the CLIP that drew the picture.
+Train and held-out captions are kept apart; the held-out ones entered no training.  Two judges that did not draw: plain RGB
+distance of 64-pixel pictures, and a CLIP of another seed (experiments/emoji/judge.py makes it; without it its numbers are
+left out).  Ablations: "decoder alone" has the true embedding in place of the prior's, "upsamplers alone" the true small
+picture in place of the decoder's.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-from tqdm import tqdm
+from experiments.emoji import judge as judges
+from experiments.emoji import measure, measure_upsamplers
+from experiments.emoji.measure import Numbers, Subject
+from experiments.emoji.measure import by_hash as by_hash
+from unclip.results import write_files
 
-from experiments.emoji.data import EmojiData
-from unclip.data.embeddings import Embeddings, precompute
-from unclip.pipeline import UnCLIP
-from unclip.randomness import Noise
-from unclip.types import Cond, best_of
-from upsamplers.filters import resize
-
-Numbers = dict[str, dict[str, float]]
+SECTIONS = ("clip", "prior", "pictures", "diversity", "upsamplers", "full_size", "tiles", "cost")
+BLOCKS = {"train": "trained captions", "heldout": "held-out captions", "all": "the command"}
 
 
-def interval(values: Sequence[float] | Tensor, draws: int = 2000) -> dict[str, float]:
-    """Mean, n and the bootstrap 95 % interval of per-item numbers."""
-    array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(0, len(array), (draws, len(array)))
-    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
-    return {"mean": float(array.mean()), "low": float(low), "high": float(high), "n": len(array)}
+def evaluate(subject: Subject, options: argparse.Namespace) -> dict[str, Numbers]:
+    """The chosen sections' numbers by block."""
+    found: dict[str, Numbers] = {}
+    for split in ("train", "heldout"):
+        rows = subject.rows(split, options.n)
+        sections: dict[str, Callable[[], Numbers]] = {
+            "clip": lambda: measure.retrieval(subject.embeddings, subject.members[split], subject.twins),  # noqa: B023
+            "prior": lambda: measure.prior_cosines(subject, rows),  # noqa: B023
+            "pictures": lambda: measure.pictures(subject, split, rows),  # noqa: B023
+            "diversity": lambda: measure.diversity(subject, rows[: options.captions], options.draws),  # noqa: B023
+        }
+        if split == "heldout":
+            sections |= {
+                "upsamplers": lambda: measure_upsamplers.upsampling(subject, options.pictures),
+                "full_size": lambda: measure_upsamplers.full_size(subject, options.pictures),
+                "tiles": lambda: measure_upsamplers.tiling(subject, options.pictures),
+            }
+        found[split] = {}
+        for name, section in sections.items():
+            if name in options.only:
+                found[split] |= section()
+    if "cost" in options.only:
+        found["all"] = measure.cost(options.model)
+    return {block: numbers for block, numbers in found.items() if numbers}
 
 
-def by_hash(keys: Sequence[str], captions: Sequence[str], n: int) -> list[int]:
-    """The first n samples in the order of their caption's SHA-1: a choice that nobody made."""
-    order = sorted(range(len(keys)), key=lambda i: hashlib.sha1(captions[i].encode()).hexdigest())
-    return order[:n]
-
-
-def retrieval(embeddings: Embeddings, rows: Sequence[int]) -> Numbers:
-    """Text -> image over all pictures, top-1 and top-5, for the captions `rows`."""
-    assert embeddings.text is not None
-    images, texts = normalize(embeddings.image_embed, dim=-1), normalize(embeddings.text.embed, dim=-1)
-    scores = texts[list(rows)] @ images.T
-    own = scores[torch.arange(len(rows)), torch.tensor(rows)]
-    rank = (scores > own[:, None]).sum(1)
-    return {f"text to image, top-{k}": interval((rank < k).float()) for k in (1, 5)}
-
-
-@torch.no_grad()
-def prior_cosines(pipe: UnCLIP, data: EmojiData, embeddings: Embeddings, rows: Sequence[int]) -> Numbers:
-    """Cosine of drawn to true embeddings, beside what costs nothing: the text embedding, the mean, another caption's draw."""
-    assert embeddings.text is not None
-    text = pipe.clip.encode_text([data.captions[i] for i in rows])
-    true = embeddings.image_embed[list(rows)]
-    noise = Noise.of(0, range(len(rows))).at("evaluate")
-    drawn = best_of(pipe.prior.sample(text, noise=noise, n=pipe.candidates), text.embed)
-
-    def cosine(x: Tensor) -> dict[str, float]:
-        return interval(torch.cosine_similarity(x, true, dim=-1))
-
+def record(subject: Subject, numbers: dict[str, Numbers], options: argparse.Namespace) -> dict[str, Any]:
+    """What goes into the file: the numbers and what they belong to."""
+    where = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(where, capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
-        "prior, cosine to the true embedding": cosine(drawn),
-        "  another caption's draw": cosine(drawn.roll(1, dims=0)),
-        "  the text embedding": cosine(text.embed),
-        "  the mean embedding": cosine(embeddings.image_embed.mean(0, keepdim=True).expand_as(true)),
+        "model": options.model,
+        "weights": subject.weights,
+        "commit": commit.stdout.strip() or "unknown",
+        "seed": options.seed,
+        "sections": [name for name in SECTIONS if name in options.only],
+        "judge": subject.judge is not None,
+        **{block: {name: value._asdict() for name, value in rows.items()} for block, rows in numbers.items()},
     }
 
 
-def nearest(images: Tensor, data: EmojiData, rows: Sequence[int]) -> Tensor:
-    """Rank (from 0) of the true picture among all, by RGB distance at 64 pixels."""
-    every = data.batch(range(len(data))).images
-    assert every is not None
-    distance = torch.cdist(images.flatten(1), every.flatten(1))
-    own = distance[torch.arange(len(rows)), torch.tensor(rows)]
-    return (distance < own[:, None]).sum(1)
+def merge(files: Sequence[Path]) -> dict[str, Any]:
+    """One record of several; they must be of the same weights."""
+    records = []
+    for path in files:
+        try:
+            records.append(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as numbers of this command: {error}") from None
+    merged: dict[str, Any] = {"sections": []}
+    for path, one in zip(files, records):
+        for key in ("weights", "seed"):
+            if one.get(key) != records[0].get(key):
+                raise ValueError(f"{path} has the {key} {one.get(key)}, {files[0]} has {records[0].get(key)}: measure one model")
+        for key, value in one.items():
+            if isinstance(value, dict):
+                merged[key] = merged.get(key, {}) | value
+            elif key == "sections":
+                merged[key] = [name for name in SECTIONS if name in {*merged[key], *value}]
+            elif key == "commit" and merged.get(key, value) != value:
+                merged[key] = f"{merged[key]}, {value}"
+            else:
+                merged[key] = merged.get(key, True) and value if key == "judge" else value
+    return merged
 
 
-@torch.no_grad()
-def pictures(pipe: UnCLIP, data: EmojiData, embeddings: Embeddings, rows: Sequence[int]) -> Numbers:
-    """Is the drawn picture nearest the true one?  With the true embedding (decoder alone), and from the caption (chain)."""
-    size, noise = pipe.decoder.image_size, Noise.of(0, range(len(rows)))
-    decoded, chain = [], []
-    for start in tqdm(range(0, len(rows), 25), desc="pictures", file=sys.stderr):
-        part = rows[start : start + 25]
-        captions = [data.captions[i] for i in part]
-        text = pipe.clip.encode_text(captions) if "text" in pipe.decoder.takes else None
-        cond = Cond(embeddings.image_embed[list(part)], text)
-        decoded.append(pipe.decoder.sample(cond, noise=noise[start : start + len(part)].at("decoder")))
-        chain.append(pipe.generate(captions, seed=0, first=start, size=size).images)
-    found: Numbers = {}
-    for name, images in (("decoder alone", decoded), ("full chain", chain)):
-        rank = nearest(torch.cat(images), data, rows)
-        found |= {f"{name}, nearest picture top-{k}": interval((rank < k).float()) for k in (1, 5)}
-    return found
-
-
-@torch.no_grad()
-def upsampling(pipe: UnCLIP, rows: Sequence[int]) -> Numbers:
-    """PSNR and mean gradient magnitude (relative to the truth) of each upsampler on clean small pictures; bicubic beside it."""
-    found: Numbers = {}
-    for low_size, size, upsampler in zip(pipe.sizes, pipe.sizes[1:], pipe.upsamplers):
-        low_data, data = EmojiData("heldout", low_size), EmojiData("heldout", size)
-        results: dict[str, list[float]] = {}
-        for i in tqdm(rows, desc=f"upsampler {size}", file=sys.stderr):
-            low, true = low_data.batch([i]).images, data.batch([i]).images
-            assert low is not None and true is not None
-            ours = upsampler.sample(low, noise=Noise.of(0, i))
-            for name, x in (("", ours), (", bicubic", resize(low, (size, size)).clamp(-1, 1))):
-                results.setdefault(f"upsampler {size}{name}, PSNR dB", []).append(psnr(x, true))
-                results.setdefault(f"upsampler {size}{name}, sharpness", []).append(sharpness(x) / sharpness(true))
-        found |= {name: interval(values) for name, values in results.items()}
-    return found
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal to noise in dB of pictures in [-1, 1]."""
-    return float(-10 * torch.log10(((a - b) / 2).square().mean()))
-
-
-def sharpness(x: Tensor) -> float:
-    """Mean magnitude of the differences of neighbouring pixels."""
-    return float((x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()) / 2)
-
-
-def evaluate(model: str, n: int, n_upsampling: int) -> dict[str, Any]:
-    pipe, data = UnCLIP.from_pretrained(model), EmojiData("all", 64)
-    embeddings = precompute(pipe.clip, data)
-    splits = {split: set(EmojiData(split, 64).keys) for split in ("train", "heldout")}
-    result: dict[str, Any] = {"model": model}
-    for split, keys in splits.items():
-        members = [i for i, key in enumerate(data.keys) if key in keys]
-        order = by_hash([data.keys[i] for i in members], [data.captions[i] for i in members], n)
-        rows = [members[i] for i in order]
-        result[split] = (
-            retrieval(embeddings, members)
-            | prior_cosines(pipe, data, embeddings, rows)
-            | pictures(pipe, data, embeddings, rows)
-        )
-    if n_upsampling:
-        result["heldout"] |= upsampling(pipe, range(n_upsampling))
-    return result
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{result['model']}, seed {result['seed']}, commit {result['commit']}: mean, bootstrap 95 % interval, n"]
+    for block, title in BLOCKS.items():
+        if block in result:
+            width = max(map(len, result[block]))
+            lines += ["", title]
+            for name, row in result[block].items():
+                lines.append(f"  {name:{width}} {row['mean']:8.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n = {row['n']}")
+    if not result["judge"] and {"pictures", "diversity"} & set(result["sections"]):
+        lines += ["", f"KID, precision, recall, CLIP score and the diversity it sees need the judge: `{judges.MAKE}` makes it"]
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.emoji.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="emoji")
-    parser.add_argument("--n", type=int, default=100, help="captions per split (default 100)")
+    parser.add_argument("model", nargs="?", default="emoji", help="a shipped name or a folder (default emoji)")
+    parser.add_argument("--n", type=int, default=100, help="captions per split (default 100; 205 are held out)")
     parser.add_argument("--pictures", type=int, default=20, help="held-out pictures for the upsamplers (default 20)")
+    parser.add_argument("--draws", type=int, default=8, help="pictures per caption for diversity (default 8)")
+    parser.add_argument("--captions", type=int, default=20, help="captions per split for diversity (default 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--judge", type=Path, help=f"folder of the judging CLIP (default {judges.folder()})")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing: join files written by --json")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
-        result = evaluate(options.model, options.n, options.pictures)
+        if min(options.n, options.pictures, options.captions) < 2:
+            raise ValueError("--n, --pictures and --captions must be at least 2")
+        if options.merge:
+            result = merge(options.merge)
+        else:
+            subject = Subject(options.model, options.seed, options.judge)
+            result = record(subject, evaluate(subject, options), options)
+        print(table(result))
+        if options.json:
+            write_files([(options.json, (json.dumps(result, indent=2) + "\n").encode())])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    for split in ("train", "heldout"):
-        print(f"\n{split}")
-        for name, row in result[split].items():
-            print(f"  {name:44} {row['mean']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n = {row['n']}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

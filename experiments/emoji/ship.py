@@ -27,11 +27,13 @@ from experiments.recipes.emoji import embeddings_path
 from prior import DiffusionPrior
 from unclip import __version__
 from unclip.data.embeddings import Embeddings, precompute
+from unclip.pca import PCA
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log
 
 STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+PARENTS = {"upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
 
 
 def load(runs: Path, stage: str) -> Any:
@@ -58,8 +60,14 @@ def assemble(runs: Path, dest: Path) -> None:
         candidates=2,
         name="emoji",
         provenance=provenance(runs),
+        components=components(),
     )
     pipe.save_pretrained(dest, torch.float16)
+
+
+def components() -> PCA:
+    """Principal components of what the trained CLIP says of the training pictures."""
+    return PCA.fit(Embeddings.load(embeddings_path()).select(EmojiData("train", 64).keys).image_embed)
 
 
 def measure(prior: DiffusionPrior, n: int = 256) -> None:
@@ -80,7 +88,8 @@ def provenance(runs: Path) -> dict[str, Any]:
         for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
             rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
             sittings.append({key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if key in rows[-1]})
-        stages[stage] = {"recipe": f"emoji.{stage}", "sittings": sittings}
+        parent = {"started_from": PARENTS[stage]} if stage in PARENTS else {}
+        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "sittings": sittings}
     return {
         "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
         "205 held out of every training",

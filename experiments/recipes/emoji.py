@@ -13,7 +13,7 @@ from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
 from experiments.emoji import source
 from experiments.emoji.data import EmojiData
 from experiments.recipes import Recipe
-from prior import DiffusionPrior, PriorConfig, PriorTask
+from prior import ARNetworkConfig, ARPrior, ARPriorConfig, DiffusionPrior, PriorConfig, PriorTask, QuantizerConfig
 from prior.network import PriorNetworkConfig
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
@@ -64,6 +64,12 @@ def clip() -> ClipRecipe:
     )
 
 
+def judge() -> ClipRecipe:
+    """The CLIP that evaluation looks with: the same, from another seed, so that no part of the pipeline has seen its answers."""
+    recipe = clip()
+    return recipe.replace(train=recipe.train.replace(seed=1))
+
+
 class PriorRecipe(Recipe, frozen=True, kw_only=True):
     model: PriorConfig
     split: Literal["train", "all"] = "train"
@@ -94,6 +100,39 @@ def prior() -> PriorRecipe:
     )
 
 
+class ARPriorRecipe(Recipe, frozen=True, kw_only=True):
+    model: ARPriorConfig  # a share of the variance becomes a number of components when the recipe is built
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        data = EmojiData(self.split, 64, embeddings=embeddings_path())
+        found = data.embeddings
+        assert found is not None and found.text is not None
+        config = self.model.resolve(found.image_embed)
+        model = self.fresh(lambda: ARPrior(config))
+        model.fit(found.image_embed, found.text.embed)
+        return PriorTask(model), data
+
+
+def ar_prior() -> ARPriorRecipe:
+    """The diffusion prior's transformer, conditions and training; with its tables 7 % more parameters."""
+    base = prior()
+    network = base.model.network
+    return ARPriorRecipe(
+        model=ARPriorConfig(
+            network=ARNetworkConfig(
+                transformer=network.transformer,
+                embed_dim=EMBED,
+                text="clip_states",
+                context=network.context,
+                states_width=network.states_width,
+            ),
+            quantizer=QuantizerConfig(dims=0.99, buckets=1024),
+        ),
+        train=base.train,
+    )
+
+
 class DecoderRecipe(Recipe, frozen=True, kw_only=True):
     model: DecoderConfig
     split: Literal["train", "all"] = "train"
@@ -109,7 +148,7 @@ def decoder() -> DecoderRecipe:
     return DecoderRecipe(
         model=DecoderConfig(
             unet=UNetConfig(
-                channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128, dropout=0.05
+                channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128
             ),
             embed_dim=EMBED,
             text=TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED),
@@ -143,31 +182,25 @@ def upsampler_256() -> UpsamplerRecipe:
             predicts="x0",
             output="residual",
             weighting="clamped_snr",
+            norm="l1_gradient",
             corruption=CorruptionConfig(kind="blur", probability=0.5),
             crops_per_image=2,
+            sampling=Sampling(sampler="ddim", steps=4, threshold="static"),
         ),
         train=TrainConfig(
-            steps=2400, batch=16, lr=6e-4, warmup=100, ema=0.995, precision="bfloat16",
-            channels_last=True, sample_every=500,
+            steps=4000, batch=16, lr=6e-4, warmup=100, ema=0.998, precision="bfloat16",
+            channels_last=True, sample_every=1000,
         ),
     )  # fmt: skip
 
 
 def upsampler_1024() -> UpsamplerRecipe:
-    return UpsamplerRecipe(
-        size=1024,
-        model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, channels=64, multiple=(1, 1, 2), depth=1, patch=8),
-            schedule=ScheduleConfig(name="linear"),
-            predicts="x0",
-            output="residual",
-            weighting="clamped_snr",
-            corruption=CorruptionConfig(kind="bsr_light", probability=0.5),
-            crops_per_image=4,
-            sampling=Sampling(sampler="ddim", steps=15, threshold="static"),
-        ),
-        train=TrainConfig(
-            steps=2000, batch=4, lr=6e-4, warmup=100, ema=0.99, precision="bfloat16",
-            channels_last=True, sample_every=500,
-        ),
-    )  # fmt: skip
+    """To be started from the trained `upsampler_256` (`--init`): edges look alike at every size."""
+    small = upsampler_256()
+    model = small.model.replace(
+        schedule=ScheduleConfig(name="linear"),
+        corruption=CorruptionConfig(kind="bsr_light", probability=0.5),
+        crop=0.125,
+        crops_per_image=4,
+    )
+    return small.replace(size=1024, model=model, train=small.train.replace(steps=500, batch=4, lr=3e-4, warmup=20, ema=0.99))
