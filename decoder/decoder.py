@@ -113,7 +113,7 @@ class Decoder(Part[DecoderConfig]):
         if self.config.predicts == "eps" and listed[0] == self.schedule.T:
             listed = listed[1:]
         if inversion.lowest >= listed[0]:
-            raise ValueError(f"lowest is {inversion.lowest}, where the picture is read; it must lie below {listed[0]}, the climb's end")
+            raise ValueError(f"lowest is {inversion.lowest}, where the picture is read; it must lie below {listed[0]}, the end")
         back = inversion.timesteps(listed)
         denoise = self.denoise(cond, len(images), Sampling())
         images = images.to(self.device, torch.float32)

@@ -155,7 +155,7 @@ def decoder() -> DecoderRecipe:
             predicts="x0",
             variance="fixed",
             weighting="clamped_snr",
-            sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=2.0, threshold="static"),
+            sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=3.0, interval=(200, 1000), threshold="static"),
         ),
         train=TrainConfig(
             steps=12500, batch=32, lr=4e-4, warmup=300, ema=0.9995, precision="bfloat16",

@@ -59,7 +59,7 @@ def generate(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A folder or hub id of public weights: Karlo's, from diffusers or its five files.")],
+    source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, of diffusers or its five files.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
 ) -> None:
