@@ -25,7 +25,7 @@ from benchmarks.machine import header  # noqa: E402
 from experiments.emoji import judge as judges  # noqa: E402
 from experiments.emoji import measure, measure_upsamplers  # noqa: E402
 from experiments.emoji.measure import Numbers, Subject  # noqa: E402
-from unclip.metrics import Interval, interval, psnr, sharpness  # noqa: E402
+from unclip.metrics import Interval, eight_bit, interval, psnr, sharpness  # noqa: E402
 from unclip.randomness import Noise  # noqa: E402
 from unclip.types import Cond, Sampling, best_of  # noqa: E402
 
@@ -132,7 +132,7 @@ def upsamplers(subject: Subject, args: argparse.Namespace) -> list[Table]:
 
         found = []
         for setting, x, reference in solutions(f"upsampler {size}", sample, own, args):
-            seen = measure_upsamplers.eight_bit(x)
+            seen = eight_bit(x)
             numbers = {"RMS, levels of 255": rms(x, reference, 127.5), "PSNR dB": interval(psnr(seen, truth))}
             found.append(Row(setting, numbers | {"gradient / truth's": interval(sharpness(seen) / sharpness(truth))}))
         tables.append(Table(f"upsampler {size}, {len(low)} crops, shipped: {told(own)}", found))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from experiments.emoji import source
 from experiments.emoji.data import EmojiData
 from experiments.emoji.measure import by_hash
+from experiments.emoji.siblings import TONE as TONE
 from unclip import __version__, metrics
 from unclip.checkpoint import fingerprint
 from unclip.clip.preprocess import fit_square
@@ -45,8 +45,6 @@ FOLDER = Path(__file__).parent / "results"
 CELL = 128  # pixels of a picture in a sheet, at most
 AT_ONCE = 10  # pictures inverted together
 BEST = 99.0  # dB, in place of infinity, which JSON does not know
-TONES = ("medium-light", "medium-dark", "light", "medium", "dark")
-TONE = re.compile(rf"\b({'|'.join(TONES)}) skin tone\b")  # in captions of emoji
 
 Number = Mapping[str, float]
 Numbers = dict[str, dict[str, Number]]  # by setting, then by name
@@ -291,14 +289,9 @@ def median(values: Sequence[float] | Tensor) -> Number:
     return {"median": middle, "quartile 1": low, "quartile 3": high, "least": float(items.min()), "n": len(items)}
 
 
-def eight_bit(images: Tensor) -> Tensor:
-    """As `to_pil` rounds them."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
 def psnr(images: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """dB of pictures as 8 bits hold them, at most `BEST`."""
-    return metrics.psnr(eight_bit(images), eight_bit(truth)).clamp(max=BEST)
+    return metrics.psnr(metrics.eight_bit(images), metrics.eight_bit(truth)).clamp(max=BEST)
 
 
 def rms(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

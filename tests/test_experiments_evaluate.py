@@ -20,6 +20,7 @@ from experiments.emoji import evaluate, judge, measure, measure_upsamplers, sour
 from experiments.emoji.siblings import groups_of, motif
 from experiments.recipes import find
 from unclip.data.embeddings import Embeddings
+from unclip.metrics import eight_bit
 from unclip.randomness import Noise
 from unclip.results import to_pil
 from unclip.types import Batch, Text
@@ -118,7 +119,7 @@ def test_spread_is_the_mean_over_pairs() -> None:
 def test_eight_bit_is_what_the_png_holds() -> None:
     x = 1.3 * Noise.of(0).normal((3, 16, 16))[0]
     pixels = torch.from_numpy(np.asarray(to_pil(x)).copy()).permute(2, 0, 1)
-    torch.testing.assert_close((measure_upsamplers.eight_bit(x) + 1) * 127.5, pixels.float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close((eight_bit(x) + 1) * 127.5, pixels.float(), atol=1e-4, rtol=0)
 
 
 class Upsampler:
@@ -162,7 +163,7 @@ def test_tiles_are_joined_in_the_middle_of_their_overlaps() -> None:
 
 
 def test_scores_are_of_rounded_pictures_against_the_truth() -> None:
-    truth = measure_upsamplers.eight_bit(Noise.of(0).uniform((3, 8, 8)) * 1.8 - 0.9)
+    truth = eight_bit(Noise.of(0).uniform((3, 8, 8)) * 1.8 - 0.9)
     scores = measure_upsamplers.Scores()
     scores.add("half", truth / 2, truth)
     scores.add("nudged", truth + 0.1 / 127.5, truth)  # a tenth of a level is rounded away
@@ -202,7 +203,7 @@ class Data:
         self.captions = [f"{name} {tone} skin tone" for tone in ("light", "dark", "medium") for name in ("a", "b", "c", "d")]
         self.captions = [self.captions[i] for i in rows]
         pictures = Noise.of(1, [min(i, 10) for i in rows]).uniform((3, 4, 4)) * 2 - 1
-        self.pictures = measure_upsamplers.eight_bit(resize(pictures, (size, size), "bilinear"))
+        self.pictures = eight_bit(resize(pictures, (size, size), "bilinear"))
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -123,6 +123,11 @@ def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Flo
     return torch.cosine_similarity(images.double(), texts.double(), dim=-1)
 
 
+def eight_bit(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Pictures in [-1, 1] as a file of 8 bits holds them (`unclip.results.to_pil`)."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
 def psnr(images: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Peak signal to noise in dB, pictures in [-1, 1]; infinite for equal ones."""
     return -10 * ((images - truth) / 2).double().square().flatten(1).mean(1).log10()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.emoji.data import EmojiData
 from experiments.emoji.measure import Numbers, Subject, by_hash
-from unclip.metrics import interval, psnr, sharpness
+from unclip.metrics import eight_bit, interval, psnr, sharpness
 from unclip.randomness import Noise
 from upsamplers.filters import resize
 
@@ -101,11 +101,6 @@ class Scores:
 
     def numbers(self) -> Numbers:
         return {name: interval(values) for name, values in self._found.items()}
-
-
-def eight_bit(images: Tensor) -> Tensor:
-    """As `unclip.results.to_pil` rounds them."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def pairs(n: int, low_size: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-_TONE = re.compile(r"\b(?:medium-light|medium-dark|light|medium|dark) skin tone\b")
+TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b")
 _ADULTS = {"man", "woman", "person", "men", "women", "people"}
 # CLDR names some motifs by words that hold the gender.
 _NEUTRAL = {
@@ -24,7 +24,7 @@ def motif(caption: str) -> str:
 
     A family keeps how many adults and children it has, who are as different as any two pictures.
     """
-    words = _TONE.sub("", caption).split()
+    words = TONE.sub("", caption).split()
     if not words:  # the five swatches of skin tones themselves
         return caption
     if caption in _HAIR:

@@ -1,6 +1,6 @@
 """The picture of every stage for one caption, whole and at one spot: the README's path from caption to 1024 pixels.
 
-    python -m experiments.emoji.stages [MODEL] [--caption "red apple"] [-o FILE]
+    python -m experiments.emoji.stages [MODEL] [--caption "ninja medium skin tone"] [-o FILE]
 
 Seed 0, one draw.  The spot is the window with the most edges in the 64-pixel picture.
 """
@@ -56,7 +56,7 @@ def _shown(picture: Image.Image) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.emoji.stages", description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="emoji")
-    parser.add_argument("--caption", default="red apple")
+    parser.add_argument("--caption", default="ninja medium skin tone")
     parser.add_argument("-o", "--output", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     try:
