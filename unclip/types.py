@@ -126,8 +126,8 @@ class Inversion(Config, frozen=True, kw_only=True):
     x_T would come out larger than noise is, and only the exact path back would still work.
     """
 
-    steps: int | str | tuple[int, ...] = 50
-    refine: int = 3  # fixed-point iterations of each step, each as costly as the step itself
+    steps: int | str | tuple[int, ...] = 100
+    refine: int = 2  # fixed-point iterations of each step, each as costly as the step itself
     lowest: int = 20
 
     def __post_init__(self) -> None:
