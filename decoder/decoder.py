@@ -104,21 +104,25 @@ class Decoder(Part[DecoderConfig]):
     def invert(
         self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, inversion: Inversion | None = None
     ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, ...]]:
-        """DDIM inversion at guidance 1: x_t and the timesteps, descending from where x_t lives, that lead back (ADM App. F).
+        """DDIM inversion at guidance 1: x_t and the timesteps, descending from where x_t lives, that lead back (ADM App. F)."""
+        inversion = inversion or self.config.inversion
+        back = self.way_back(inversion)
+        denoise = self.denoise(cond, len(images), Sampling())
+        images = images.to(self.device, torch.float32)
+        x_t, _ = ddim_invert(denoise, images, self.schedule, back, refine=inversion.refine)
+        return x_t, back
+
+    def way_back(self, inversion: Inversion) -> tuple[int, ...]:
+        """The timesteps of an inversion, descending from where its x_t lives to where the picture is read.
 
         An eps-predicting decoder stops at the last listed timestep below T, where one step multiplies errors least.
         """
-        inversion = inversion or self.config.inversion
         listed = spaced(self.schedule.T, inversion.steps)
         if self.config.predicts == "eps" and listed[0] == self.schedule.T:
             listed = listed[1:]
         if inversion.lowest >= listed[0]:
             raise ValueError(f"lowest is {inversion.lowest}, where the picture is read; it must lie below {listed[0]}, the end")
-        back = inversion.timesteps(listed)
-        denoise = self.denoise(cond, len(images), Sampling())
-        images = images.to(self.device, torch.float32)
-        x_t, _ = ddim_invert(denoise, images, self.schedule, back, refine=inversion.refine)
-        return x_t, back
+        return inversion.timesteps(listed)
 
     def denoise(self, cond: Cond, count: int, sampling: Sampling) -> Denoise:
         """The conditions bound, guided and thresholded as `sampling` says: (x_t, t) -> Prediction."""

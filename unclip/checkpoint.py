@@ -322,15 +322,18 @@ def _some(names: Sequence[str]) -> str:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Where a pipeline's weights come from, as its maker wrote it down; empty when nobody did."""
-    if not path.is_file():
-        return {}
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
     try:
-        provenance = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(provenance, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(provenance).__name__}")
-    return provenance
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
+    return found
 
 
 def fingerprint(part: object) -> str:

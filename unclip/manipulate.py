@@ -64,7 +64,7 @@ def reconstruct(
     _check(pipe, size, None)
     latent, given = _opened(pipe, source, inversion, progress)
     labels = ["reconstruction"] * len(latent)
-    return _edit(pipe, "reconstruct", latent, _exact(latent.sampling), labels, 1, given, seed, size, progress)
+    return _edit(pipe, "reconstruct", latent, _exact(latent.sampling), labels, 1, given, None, seed, size, progress)
 
 
 @torch.no_grad()
@@ -93,8 +93,6 @@ def vary(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
     fresh = one_of("x_t", x_t, Start) == "fresh"
-    if fresh and isinstance(source, (str, Path)) and _is_latent_file(source):
-        source = Latent.load(source)
     latent, given = _opened(pipe, source, inversion, progress, embed_only=fresh)
     latent = latent.repeat(n)
     noise = Noise.of(seed, range(first, first + len(latent))).at("vary")
@@ -106,9 +104,8 @@ def vary(
         how = _exact(latent.sampling)
     else:
         how = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
-    how = how if guidance is None else how.replace(guidance=float(guidance))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
-    return _edit(pipe, "vary", latent, how, labels, n, given, seed, size, progress, noise=noise)
+    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, progress, noise=noise)
 
 
 @torch.no_grad()
@@ -150,10 +147,9 @@ def interpolate(
         x = Noise.of(seed).at("interpolate").at("x_T").normal((3, size_0, size_0)).expand(len(rows), -1, -1, -1)
     else:
         x, how = slerp(starts[rows], starts[rows + 1], fractions), _exact(latents[0].sampling)
-    how = how if guidance is None else how.replace(guidance=float(guidance))
     latent = Latent(image_embed, x.contiguous(), how, ("",) * len(rows), pipe.models())
     labels = [f"{k / (steps - 1):.2f}" for k in way.tolist()]
-    return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, seed, size, progress)
+    return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, guidance, seed, size, progress)
 
 
 @torch.no_grad()
@@ -194,10 +190,9 @@ def text_diff(
     fractions = torch.linspace(0, theta, steps).repeat(count)
     z_d = normalize(direction, dim=0) * latent.image_embed.norm(dim=1, keepdim=True)
     how = _exact(latent.sampling)
-    how = how if guidance is None else how.replace(guidance=float(guidance))
     latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=how)
     labels = [f"theta {f:.2f}" for f in fractions.tolist()]
-    return _edit(pipe, "text diff", latent, how, labels, steps, given, seed, size, progress)
+    return _edit(pipe, "text diff", latent, how, labels, steps, given, guidance, seed, size, progress)
 
 
 @torch.no_grad()
@@ -225,11 +220,10 @@ def reconstruct_pca(
     count, size_0 = len(latent), pipe.decoder.image_size
     embeds = torch.stack([pca.reduce(latent.image_embed, k) for k in components], dim=1).flatten(0, 1)
     how = pipe.decoder.resolve(None)
-    how = how if guidance is None else how.replace(guidance=float(guidance))
     x = Noise.of(seed).at("pca").at("x_T").normal((3, size_0, size_0)).expand(len(embeds), -1, -1, -1).contiguous()
     latent = Latent(embeds, x, how, ("",) * len(embeds), pipe.models())
     labels = [f"{k} components" for k in components] * count
-    return _edit(pipe, "reconstruct pca", latent, how, labels, len(components), given, seed, size, progress)
+    return _edit(pipe, "reconstruct pca", latent, how, labels, len(components), given, guidance, seed, size, progress)
 
 
 def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], fraction: float | Float[Tensor, " b"]) -> Float[Tensor, "b ..."]:
@@ -350,6 +344,7 @@ def _edit(
     labels: list[str],
     columns: int,
     given: Tensor | None,
+    guidance: float | None,
     seed: int,
     size: int | None,
     progress: Progress | None,
@@ -357,6 +352,7 @@ def _edit(
 ) -> Edit:
     """Decode and upsample.  Without noise of their own all pictures get the same, so that a series does not flicker."""
     noise = noise or Noise.of(seed, [0] * len(latent)).at(verb)
+    how = how if guidance is None else how.replace(guidance=float(guidance))
     latent = replace(latent, sampling=how)
     stages = pipe.draw(latent, how, noise, size, progress)
     return Edit(

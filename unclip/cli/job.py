@@ -33,16 +33,13 @@ class Job(NamedTuple):
 
     def way(self, source: object) -> tuple[int, ...]:
         """The timesteps between a source's x_T and its picture, descending."""
-        from unclip.diffusion.schedule import spaced
         from unclip.results import Latent
 
         if isinstance(source, Latent):
             return source.timesteps
         decoder: Any = self.pipe.decoder
-        listed = spaced(decoder.schedule.T, self.inversion.steps)
-        if decoder.config.predicts == "eps" and listed[0] == decoder.schedule.T:
-            listed = listed[1:]
-        return self.inversion.timesteps(listed)
+        timesteps: tuple[int, ...] = decoder.way_back(self.inversion)
+        return timesteps
 
     def bars(self, decoder: int, back: int | None = None) -> Bars:
         """For a decoder that makes so many passes, and `back` once pictures have been inverted."""
@@ -73,8 +70,7 @@ def open_job(
     pipe = load(model, device, dtype)
     if size is None:
         size = max([s for s in pipe.sizes if s <= LARGEST], default=pipe.sizes[0])
-    if size not in pipe.sizes:
-        raise ValueError(f"size is {size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
+    pipe.stages(size)  # refuses what it does not make
     return Job(pipe, size, inversion_of(pipe, inversion_steps, refine))
 
 

@@ -12,12 +12,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline, write_folder
+from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline, read_json, write_folder
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
 
 from . import karlo_diffusers, karlo_original
-from .recipe import read_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

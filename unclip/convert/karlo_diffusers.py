@@ -16,7 +16,7 @@ import torch
 
 from decoder import Decoder
 from prior import DiffusionPrior
-from unclip.checkpoint import Stored, download
+from unclip.checkpoint import Stored, download, read_json
 from unclip.clip.encoder import CLIP
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
@@ -26,7 +26,7 @@ from . import clip as clips
 from .files import in_folder
 from .karlo import assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
 from .pickles import Lazy
-from .recipe import Recipe, number, read_json, require
+from .recipe import Recipe, number, require
 from .table import Row, flat, row, rows_of
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,17 +38,6 @@ class Recipe(NamedTuple):
         made = gather(self.table, wanted, self.source, self.where, self.ignored)
         fill(part, {**state, **self.constants, **made}, self.where)
         return part.eval()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
-    return found
 
 
 def require(config: Mapping[str, Any], where: Path, **allowed: Any) -> None:
