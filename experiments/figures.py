@@ -86,7 +86,7 @@ class Run:
     @property
     def size(self) -> int:
         """What the pictures of the sheets are drawn at."""
-        if self.options.size is not None:
+        if getattr(self.options, "size", None) is not None:
             return int(self.options.size)
         return next((size for size in self.pipe.sizes if size >= CELL), self.pipe.sizes[-1])
 
@@ -178,19 +178,25 @@ class Run:
 Draw = Callable[[Run], "Drawn | None"]  # None = there is nothing to write yet
 
 
-def parser(doc: str | None, n: int) -> argparse.ArgumentParser:
-    """The options that all have.  n: how many pictures by default."""
+def base_parser(doc: str | None, n: int, what: str) -> argparse.ArgumentParser:
+    """The options that all have.  n: how many of `what` by default."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("model", nargs="?", default="emoji", help="a shipped name, a folder, or a hub id (default: emoji)")
-    made.add_argument("--pictures", type=Path, nargs="+", default=[], metavar="FILE", help="instead of held-out emoji by hash")
-    made.add_argument("--captions", nargs="+", default=[], metavar="TEXT", help="what the files show; default: their names")
     made.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="FOLDER", help="default: experiments/results")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--n", type=int, default=n, help=f"pictures, when none are named (default: {n})")
+    made.add_argument("--n", type=int, default=n, help=f"{what} (default: {n})")
+    made.add_argument("--device", default="cpu")
+    return made
+
+
+def parser(doc: str | None, n: int) -> argparse.ArgumentParser:
+    """Those of a script that inverts pictures.  n: how many by default."""
+    made = base_parser(doc, n, "pictures, when none are named")
+    made.add_argument("--pictures", type=Path, nargs="+", default=[], metavar="FILE", help="instead of held-out emoji by hash")
+    made.add_argument("--captions", nargs="+", default=[], metavar="TEXT", help="what the files show; default: their names")
     made.add_argument("--size", type=int, help=f"resolution of the sheets' pictures; default: the first of {CELL} or more")
     made.add_argument("--steps", type=int, help="of the inversion; default: the decoder's own")
     made.add_argument("--refine", type=int, help="fixed-point iterations of each of its steps; default: the decoder's own")
-    made.add_argument("--device", default="cpu")
     return made
 
 
@@ -201,9 +207,9 @@ def main(name: str, options: argparse.ArgumentParser, draw: Draw, arguments: Seq
     began = time.perf_counter()
     try:
         if given.n < 1:
-            raise ValueError(f"--n is {given.n}; at least one picture is needed")
+            raise ValueError(f"--n is {given.n}; it must be at least 1")
         pipe = UnCLIP.from_pretrained(given.model).to(given.device)
-        if given.size not in (None, *pipe.sizes):  # before minutes are spent on inverting
+        if getattr(given, "size", None) not in (None, *pipe.sizes):  # before minutes are spent on inverting
             raise ValueError(f"--size is {given.size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
         command = shlex.join(["python", f"experiments/{name}.py", *arguments])
         told = {"experiment": name, "model": pipe.name, "seed": str(given.seed), "commit": commit(), "command": command}

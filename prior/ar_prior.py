@@ -69,6 +69,7 @@ class ARPrior(Part[ARPriorConfig]):
     """Predicts an embedding's symbols one after the other, with cross-entropy."""
 
     config_class = ARPriorConfig
+    candidates = 1  # of its own dot product it draws the upper half already
 
     def __init__(self, config: ARPriorConfig):
         super().__init__()

@@ -8,15 +8,16 @@ from unclip.randomness import Noise
 from unclip.types import Batch, ImageTextEncoder, Losses, Task, require
 
 from .ar_prior import ARPrior
+from .contrastive_prior import ContrastivePrior
 from .diffusion_prior import DiffusionPrior
 
 
 class PriorTask(Task):
     """Batches hold `image_embed` and `text`, or else `images` and `captions` for a frozen `clip` to read."""
 
-    def __init__(self, model: DiffusionPrior | ARPrior, clip: ImageTextEncoder | None = None):
+    def __init__(self, model: DiffusionPrior | ARPrior | ContrastivePrior, clip: ImageTextEncoder | None = None):
         super().__init__()
-        self.model: DiffusionPrior | ARPrior = model
+        self.model: DiffusionPrior | ARPrior | ContrastivePrior = model
         self._clip = [clip]  # in a list, so that the teacher is no submodule: neither trained nor saved
 
     def forward(self, batch: Batch, noise: Noise) -> Losses:

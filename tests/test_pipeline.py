@@ -261,3 +261,23 @@ def test_generating_is_for_evaluation_and_leaves_the_global_generator_alone() ->
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(module.training for part in pipe.parts.values() for module in part.modules())
     assert not made.images.requires_grad and not made.latent.image_embed.requires_grad
+
+
+def test_another_prior_in_the_same_pipeline(tmp_path: Path) -> None:
+    pipe = tiny.pipeline()
+    own = pipe.generate(tiny.CAPTIONS[:1], size=16)
+    other = pipe.with_prior(tiny.ForeignPrior(), candidates=3)
+    assert other.candidates == 3 and other.decoder is pipe.decoder and other.upsamplers == pipe.upsamplers
+    assert not torch.equal(other.generate(tiny.CAPTIONS[:1], size=16).images, own.images)
+    assert torch.equal(pipe.generate(tiny.CAPTIONS[:1], size=16).images, own.images)  # as it was
+
+    pipe.save_pretrained(tmp_path / "same")
+    again = other.with_prior(tmp_path / "same")
+    assert again.candidates == 2
+    assert torch.equal(again.generate(tiny.CAPTIONS[:1], size=16).images, own.images)
+    with pytest.raises(ValueError, match="no part 'ar_prior'"):
+        pipe.with_prior(tmp_path / "same", part="ar_prior")
+
+    tiny.pipeline(clip=tiny.clip(seed=9)).save_pretrained(tmp_path / "stranger")
+    with pytest.raises(ValueError, match="CLIP"):
+        pipe.with_prior(tmp_path / "stranger")

@@ -12,7 +12,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
-    from prior import ARPrior, ARPriorConfig, ARSampling, DiffusionPrior, PriorConfig, PriorTask
+    from prior import (
+        ARPrior,
+        ARPriorConfig,
+        ARSampling,
+        ContrastivePrior,
+        ContrastivePriorConfig,
+        DiffusionPrior,
+        LinearPrior,
+        LinearPriorConfig,
+        PriorConfig,
+        PriorTask,
+    )
     from prior.absent import AbsentPrior
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
     from unclip.convert import open_foreign
@@ -35,7 +46,11 @@ PUBLIC = {
     "ARPrior": "prior",
     "ARPriorConfig": "prior",
     "ARSampling": "prior",
+    "ContrastivePrior": "prior",
+    "ContrastivePriorConfig": "prior",
     "DiffusionPrior": "prior",
+    "LinearPrior": "prior",
+    "LinearPriorConfig": "prior",
     "PriorConfig": "prior",
     "PriorTask": "prior",
     "AbsentPrior": "prior.absent",

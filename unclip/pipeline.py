@@ -31,7 +31,8 @@ class UnCLIP:
     """A CLIP, a prior, a decoder and upsamplers that were trained with that CLIP's embeddings.
 
     Parts are anything that keeps the contracts of `unclip.types`; modules among them are put in evaluation mode.
-    `candidates`: how many embeddings are drawn per picture, of which the one nearest the caption is kept (unCLIP 2.2: two).
+    `candidates`: how many embeddings are drawn per picture, of which the one nearest the caption is kept; by default what the
+    prior says of itself, else two (unCLIP 2.2).
     `clip_identity`: what the CLIP that the parts were trained with answers to fixed inputs; another CLIP is refused.  Parts that
     `from_pretrained` has loaded bring theirs along.
     """
@@ -43,7 +44,7 @@ class UnCLIP:
         decoder: Decoder,
         upsamplers: Sequence[Upsampler] = (),
         *,
-        candidates: int = 2,
+        candidates: int | None = None,
         name: str = "",
         provenance: Mapping[str, Any] | None = None,
         clip_identity: Mapping[str, Any] | None = None,
@@ -57,6 +58,7 @@ class UnCLIP:
             keep_contract(upsampler, Upsampler)
             if upsampler.scale < 2:
                 raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
+        candidates = int(getattr(prior, "candidates", 2)) if candidates is None else candidates
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; at least one embedding must be drawn")
         modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
@@ -89,6 +91,31 @@ class UnCLIP:
         """The parts by the names they are stored under."""
         parts: dict[str, Any] = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder}
         return parts | {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
+
+    def with_prior(self, prior: Prior | str | Path, part: str = "prior", candidates: int | None = None) -> UnCLIP:
+        """This pipeline with another prior, all other parts shared.
+
+        prior: an object, or the shipped name, folder or hub id of a pipeline whose prior is taken (`part`: "prior" or
+        "ar_prior"); it goes where this one is.  ValueError: it was trained with another CLIP.
+        """
+        if isinstance(prior, (str, Path)):
+            stored = checkpoint.open_pipeline(prior)
+            loaded = _load_prior(stored, part, prior)
+            loaded.clip_identity = stored.clip_identity
+            prior = loaded.to(self.device)
+        made = UnCLIP(
+            self.clip,
+            prior,
+            self.decoder,
+            self.upsamplers,
+            candidates=candidates,
+            name=self.name,
+            provenance=self.provenance,
+            clip_identity=self.clip_identity,
+            components=self.pca,
+        )
+        made.device, made.dtype = self.device, self.dtype
+        return made
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> UnCLIP:
         """Move all parts to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
@@ -282,16 +309,14 @@ class UnCLIP:
         prior: which of the parts draws the embeddings; "ar_prior" where there is one.
         """
         stored = checkpoint.open_pipeline(source, classes, dtype)
-        priors = [name for name in checkpoint.PRIORS if name in stored.parts]
-        if prior not in priors:
-            raise ValueError(f"{source} has no part {prior!r}; its priors: {', '.join(priors)}")
-        parts: dict[str, Any] = {name: load() for name, load in stored.parts.items() if name == prior or name not in priors}
+        parts: dict[str, Any] = {"clip": None, prior: _load_prior(stored, prior, source)}
+        parts |= {name: load() for name, load in stored.parts.items() if name not in checkpoint.PRIORS}
         pipe = cls(
             parts["clip"],
             parts[prior],
             parts["decoder"],
             [part for name, part in parts.items() if name.startswith("upsampler_")],
-            candidates=stored.candidates,
+            candidates=stored.candidates if prior == checkpoint.PRIORS[0] else None,  # which it was stored for
             name=stored.name,
             provenance=stored.provenance,
             clip_identity=stored.clip_identity,
@@ -300,6 +325,13 @@ class UnCLIP:
         for name in (prior, "decoder"):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe
+
+
+def _load_prior(stored: checkpoint.Stored, part: str, source: str | Path) -> checkpoint.Part[Any]:
+    priors = [name for name in checkpoint.PRIORS if name in stored.parts]
+    if part not in priors:
+        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors)}")
+    return stored.parts[part]()
 
 
 def _checked(captions: list[str]) -> list[str]:

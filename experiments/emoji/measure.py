@@ -44,8 +44,8 @@ CHUNK = 25  # captions drawn between two steps of a progress bar
 class Subject:
     """A pipeline and what it is held against: all emoji at the decoder's size, their embeddings, the judge, the groups."""
 
-    def __init__(self, model: str | Path, seed: int = 0, judge: Path | None = None):
-        self.pipe, self.seed = UnCLIP.from_pretrained(model), seed
+    def __init__(self, model: str | Path | UnCLIP, seed: int = 0, judge: Path | None = None):
+        self.pipe, self.seed = model if isinstance(model, UnCLIP) else UnCLIP.from_pretrained(model), seed
         self.judge: CLIP | None = judges.load(judge, strange_to=self.pipe.clip)
         self.data = EmojiData("all", self.pipe.decoder.image_size)
         images = self.data.batch(range(len(self.data))).images

@@ -13,7 +13,17 @@ from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
 from experiments.emoji import source
 from experiments.emoji.data import EmojiData
 from experiments.recipes import Recipe
-from prior import ARNetworkConfig, ARPrior, ARPriorConfig, DiffusionPrior, PriorConfig, PriorTask, QuantizerConfig
+from prior import (
+    ARNetworkConfig,
+    ARPrior,
+    ARPriorConfig,
+    ContrastivePrior,
+    ContrastivePriorConfig,
+    DiffusionPrior,
+    PriorConfig,
+    PriorTask,
+    QuantizerConfig,
+)
 from prior.network import PriorNetworkConfig
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
@@ -131,6 +141,24 @@ def ar_prior() -> ARPriorRecipe:
         ),
         train=base.train,
     )
+
+
+class ContrastivePriorRecipe(Recipe, frozen=True, kw_only=True):
+    model: ContrastivePriorConfig
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        data = EmojiData(self.split, 64, embeddings=embeddings_path())
+        model = self.fresh(lambda: ContrastivePrior(self.model))
+        assert data.embeddings is not None
+        model.fit(data.embeddings.image_embed)
+        return PriorTask(model), data
+
+
+def contrastive_prior() -> ContrastivePriorRecipe:
+    """Not shipped: for comparison.  The diffusion prior's network, and a training of its length."""
+    base = prior()
+    return ContrastivePriorRecipe(model=ContrastivePriorConfig(network=base.model.network), train=base.train)
 
 
 class DecoderRecipe(Recipe, frozen=True, kw_only=True):
