@@ -35,6 +35,8 @@ class ContrastivePriorConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"temperature is {self.temperature}; it must be positive")
         if not 0 <= self.text_drop <= 1:
             raise ValueError(f"text_drop is a probability, not {self.text_drop}")
+        if self.network.null != "learned":
+            raise ValueError(f"the null of a contrastive prior is learned, not {self.network.null!r}")
 
 
 class ContrastivePrior(Part[ContrastivePriorConfig]):

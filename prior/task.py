@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
+from unclip.examined import caption_ids, chance, losses, mean_losses, retrieval
 from unclip.randomness import Noise
-from unclip.types import Batch, ImageTextEncoder, Losses, Task, require
+from unclip.types import Batch, ImageTextEncoder, Losses, Sampling, Task, Text, require
 
 from .ar_prior import ARPrior
 from .contrastive_prior import ContrastivePrior
@@ -21,6 +24,41 @@ class PriorTask(Task):
         self._clip = [clip]  # in a list, so that the teacher is no submodule: neither trained nor saved
 
     def forward(self, batch: Batch, noise: Noise) -> Losses:
+        image_embed, text = self._inputs(batch)
+        return self.model.loss(image_embed, text, noise=noise)
+
+    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Losses, and one embedding drawn for each caption beside the true one and the caption's."""
+        true, text = self._inputs(batch)
+        drawn = self.model.sample(text, noise=noise.at("sample"), sampling=self._sampling())[:, 0]
+        embeds = {"drawn": drawn.float(), "true": true.float().to(drawn.device), "text": text.embed.float().to(drawn.device)}
+        ids = caption_ids(text.strings).to(drawn.device)
+        return losses(lambda noise: self.model.loss(true, text, noise=noise), noise) | embeds | {"caption": ids}
+
+    def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Cosine of drawn to true z_i, R@k of the true one among all, length of drawn by true; each beside its baselines."""
+        drawn, true, text, ids = rows["drawn"], rows["true"], rows["text"], rows["caption"]
+        compared = {
+            "cosine": drawn,
+            "cosine/text": text,
+            "cosine/mean": true.mean(0, keepdim=True).expand_as(true),
+            "cosine/other": drawn.roll(1, dims=0),
+        }
+        found = mean_losses(rows, getattr(getattr(self.model, "schedule", None), "T", None))
+        found |= {name: float(cosine_similarity(x.double(), true.double(), dim=-1).mean()) for name, x in compared.items()}
+        own, costless = retrieval(drawn, true, ids), retrieval(text, true, ids)
+        for k in (1, 5):
+            found |= {f"R@{k}": own[f"R@{k}"], f"R@{k}/text": costless[f"R@{k}"], f"R@{k}/chance": chance(ids, k)}
+        return found | {"norm": float((drawn.double().norm(dim=-1) / true.double().norm(dim=-1)).mean())}
+
+    def _sampling(self) -> Sampling | None:
+        """The prior's own, but for the analytic variance, which is measured after training."""
+        own = self.model.config.sampling
+        if isinstance(own, Sampling) and own.sampler == "ddpm" and own.variance == "analytic":
+            return own.replace(variance="small")
+        return None
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Text]:
         image_embed, text = batch.image_embed, batch.text
         (clip,) = self._clip
         if clip is None:
@@ -39,4 +77,4 @@ class PriorTask(Task):
                     assert batch.captions is not None
                     text = clip.encode_text(batch.captions)
         assert image_embed is not None and text is not None
-        return self.model.loss(image_embed, text, noise=noise)
+        return image_embed, text

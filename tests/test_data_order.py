@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from unclip.data.order import indices, slice_for
+from unclip.data.order import _shares_once, indices, slice_for
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (7, 7), (5, 12), (1, 4)])
@@ -49,6 +49,22 @@ def test_weights_give_their_share_in_every_epoch() -> None:
 
 def test_equal_weights_are_a_permutation() -> None:
     assert sorted(indices(1000, 1000, 2, 7, [0.1] * 1000)) == list(range(1000))
+
+
+def test_weights_that_cannot_change_are_looked_at_once() -> None:
+    listed = [1.0, 3.0, 0.0, 2.5, 1.5]
+    frozen, free = np.array(listed), np.array(listed)
+    frozen.setflags(write=False)
+    before = _shares_once.cache_info()
+    for k in range(6):
+        assert indices(5, 4, 1, k, frozen) == indices(5, 4, 1, k, free) == indices(5, 4, 1, k, listed)
+    after = _shares_once.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 5)
+    free[:] = [0, 0, 1, 0, 0]
+    assert indices(5, 4, 1, 0, free) == [2, 2, 2, 2]
+    other = np.array([0.0, 0, 0, 0, 1])
+    other.setflags(write=False)
+    assert indices(5, 4, 1, 0, other) == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0]])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.data.pictures import MAX_PIXELS, load_picture
+from unclip.data.pictures import MAX_PIXELS, decode_picture, load_picture
 
 RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
 COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
@@ -113,6 +113,23 @@ def test_bad_files_are_refused_with_one_message(tmp_path):
     refused("bomb.png", huge_png(100_000, 100_000), "too large")
     with pytest.raises(ValueError, match="it is a folder"):
         load_picture(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_files_of_data_sets_are_read_from_their_bytes():
+    for form in ("PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        buffer = io.BytesIO()
+        Image.fromarray(COLOUR).save(buffer, form, **({"lossless": True} if form == "WEBP" else {}))
+        picture = decode_picture(buffer.getvalue(), "x.jpg")  # the name tells nothing
+        assert picture.is_contiguous()
+        if form != "GIF":
+            torch.testing.assert_close(picture, EXACT, rtol=0, atol=1e-6)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"  # would be run by Ghostscript
+    bad = {b"": "is empty", eps: "is none, or of another format", huge_png(13_000, 13_000): "too large", b"\x89PNG": "cannot"}
+    for data, match in bad.items():
+        with pytest.raises(ValueError, match=match) as error:
+            decode_picture(data, "shard.tar:x.png")
+        assert str(error.value).startswith("shard.tar:x.png ") and "0x" not in str(error.value)
 
 
 def test_huge_pil_pictures_are_refused_before_they_are_decoded():

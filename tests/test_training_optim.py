@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unclip.training import TrainConfig
-from unclip.training.optim import Stepper, adamw, gradient_norm, learning_rate
+from unclip.training.optim import Stepper, gradient_norm, learning_rate, trainable
 
 CONFIG = TrainConfig(steps=100, batch=8, lr=2.0, warmup=10, floor=0.1)
 CPU = torch.device("cpu")
@@ -32,11 +32,11 @@ def test_only_matrices_are_decayed() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4)})
     model["conv"] = nn.Conv2d(2, 3, 3)
     model.register_parameter("null", nn.Parameter(torch.zeros(1, 4)))
-    decayed, free = adamw(model, CONFIG).param_groups
+    decayed, free = Stepper(trainable(model), CONFIG, CPU).optimizer.param_groups
     assert {id(p) for p in decayed["params"]} == {id(model["linear"].weight), id(model["conv"].weight)}
     assert decayed["weight_decay"] == 0.01 and free["weight_decay"] == 0.0 and len(free["params"]) == 6
     with pytest.raises(ValueError, match="no trainable parameters"):
-        adamw(model.requires_grad_(False), CONFIG)
+        trainable(model.requires_grad_(False))
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -45,14 +45,14 @@ def test_updates_equal_plain_torch(clip: float | None, float16: bool) -> None:
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
     theirs = copy.deepcopy(ours)
-    config = CONFIG.replace(lr=0.1, clip=clip)
-    stepper = Stepper(adamw(ours, config), clip, CPU, float16)
+    config = CONFIG.replace(lr=0.1, clip=clip, precision="float16" if float16 else "float32")
+    stepper = Stepper(trainable(ours), config, CPU)
     groups = [{"params": [m.weight for m in theirs], "weight_decay": 0.01}, {"params": [m.bias for m in theirs]}]
     reference = torch.optim.AdamW(groups, weight_decay=0.0, betas=config.betas, eps=config.eps, fused=False)
     for k in range(5):
         x = torch.randn(16, 6)
         (ours(x).square().mean() * stepper.scale).backward()
-        norm = gradient_norm(list(ours.parameters())) / stepper.scale
+        norm = gradient_norm(stepper.weights) / stepper.scale
         stepper.step(norm, ~norm.isfinite(), lr=0.1 / (k + 1))
         theirs(x).square().mean().backward()
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip or 1e9)
@@ -68,13 +68,13 @@ def test_updates_equal_plain_torch(clip: float | None, float16: bool) -> None:
 def test_a_bad_gradient_moves_neither_weights_nor_moments_and_halves_the_scale() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    stepper = Stepper(adamw(model, CONFIG), 1.0, CPU, float16=True)
+    stepper = Stepper(trainable(model), CONFIG.replace(precision="float16"), CPU)
     model(torch.randn(4, 3)).sum().backward()
     stepper.step(torch.tensor(1.0), torch.tensor(False), lr=0.1)
     weights = copy.deepcopy(model.state_dict())
     moments = copy.deepcopy(stepper.optimizer.state_dict()["state"])
     model(torch.full((4, 3), math.inf)).sum().backward()
-    norm = gradient_norm(list(model.parameters()))
+    norm = gradient_norm(stepper.weights)
     assert not norm.isfinite()
     stepper.step(norm, ~norm.isfinite(), lr=0.1)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -82,4 +82,4 @@ def test_a_bad_gradient_moves_neither_weights_nor_moments_and_halves_the_scale()
         assert all(torch.equal(tensor, moments[index][key]) for key, tensor in state.items())
     assert stepper.scale == 2.0**15 and stepper.good == 0
     with pytest.raises(ValueError, match="reached no parameter"):
-        gradient_norm(list(model.parameters()))
+        gradient_norm(stepper.weights)

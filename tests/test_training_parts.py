@@ -24,6 +24,7 @@ NO, YES = torch.tensor(False), torch.tensor(True)
 
 BAD = "steps=0 lr=0 floor=2 betas=[0.9,1.0] clip=0 ema=1 save_every=0 save_every=soon save_every=xs keep=0"
 BAD += " sample_every=0 eps=0 weight_decay=-1 precision=half decay=exp warmup=-1 rate=1"
+BAD += ' examine_samples=0 examine_every=0 workers=0 micro_batch=0 ema=[] ema=[0.9,0.9] ema=[0.5,2] best=- trackers=["disk"]'
 
 
 @pytest.mark.parametrize("setting", BAD.split())
@@ -38,6 +39,10 @@ def test_settings() -> None:
     assert TrainConfig.from_json(CONFIG.to_json()) == CONFIG
     assert CONFIG.differences(CONFIG.replace(steps=7, keep=9, log_every=1, save_every=4)) == []
     assert CONFIG.differences(CONFIG.replace(batch=16)) == ["batch: 8 -> 16"]
+    assert CONFIG.differences(CONFIG.replace(ema=(0.999,), shard=True, micro_batch=2, best="-loss", workers=3)) == []
+    assert CONFIG.differences(CONFIG.replace(freeze=("a",))) == ["freeze: () -> a"]
+    with pytest.raises(ValueError, match="shard and channels_last"):
+        CONFIG.replace(shard=True, channels_last=True)
 
 
 def test_the_average_follows_its_formula() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prior.absent import AbsentPrior
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
     from unclip.convert import open_foreign
+    from unclip.data.open import DataConfig, SourceConfig, open_data
     from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
     from unclip.edits import Edit
     from unclip.manipulate import slerp
@@ -68,6 +69,9 @@ PUBLIC = {
     "PCA": "unclip.pca",
     "NoiseSchedule": "unclip.diffusion.schedule",
     "ScheduleConfig": "unclip.diffusion.schedule",
+    "DataConfig": "unclip.data.open",
+    "SourceConfig": "unclip.data.open",
+    "open_data": "unclip.data.open",
     "Noise": "unclip.randomness",
     "TrainConfig": "unclip.training",
     "train": "unclip.training",

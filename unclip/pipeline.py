@@ -100,12 +100,13 @@ class UnCLIP:
         """
         if isinstance(prior, (str, Path)):
             stored = checkpoint.open_pipeline(prior)
-            loaded = _load_prior(stored, part, prior)
+            loaded: Any = _load_prior(stored, part, prior).to(self.device)
             loaded.clip_identity = stored.clip_identity
-            prior = loaded.to(self.device)
+        else:
+            loaded = prior
         made = UnCLIP(
             self.clip,
-            prior,
+            loaded,
             self.decoder,
             self.upsamplers,
             candidates=candidates,
@@ -273,18 +274,24 @@ class UnCLIP:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write every part and the index into a new `folder`; parameters in `dtype`, when given (float16 halves the size)."""
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, ar_prior: checkpoint.Part[Any] | None = None
+    ) -> None:
+        """Write every part and the index into a new `folder`; parameters in `dtype`, when given (float16 halves the size).
+
+        ar_prior: a second prior beside the own one, for `from_pretrained(folder, prior="ar_prior")`.
+        """
+        parts = self.parts if ar_prior is None else self.parts | {"ar_prior": ar_prior}
 
         def write(aside: Path) -> None:
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 if not isinstance(part, checkpoint.Part):
                     raise ValueError(f"the {name}, a {type(part).__name__}, cannot be saved: it is no unclip.checkpoint.Part")
                 part.write(aside / name, dtype)
             index = checkpoint.Index(
                 name=self.name or Path(folder).name,
                 candidates=self.candidates,
-                parts={name: type(part).__name__ for name, part in self.parts.items()},
+                parts={name: type(part).__name__ for name, part in parts.items()},
                 clip_identity=self.clip_identity,
             )
             (aside / checkpoint.INDEX).write_text(index.to_json())

@@ -231,6 +231,14 @@ class Task(nn.Module):
         """Pictures for the grid that the loop saves at intervals; None = this task draws none."""
         return None
 
+    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """What held-out samples tell: per-sample tensors (b, ...), the same however the samples are split into batches."""
+        return {"loss": self.forward(batch, noise).total}
+
+    def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """The numbers to log, of what `examine` said about all samples; by default means over them."""
+        return {name: float(values.double().mean()) for name, values in rows.items()}
+
 
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """Of n drawn image embeddings keep the one with the largest z_i . z_t (unCLIP 2.2), each taken at unit length."""

@@ -3,9 +3,9 @@
     python -m experiments.emoji.ship embed RUNS                   # the trained CLIP's answers, which the other stages train on
     python -m experiments.emoji.ship assemble RUNS DEST           # averaged weights in float16, with provenance
 
-RUNS holds the run folders clip, prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need not have
-ended: the newest complete state of each is taken.  A run that was started from another's weights (`--init`) keeps that one
-beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting.
+RUNS holds the run folders clip, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need
+not have ended: the newest complete state of each is taken.  A run that was started from another's weights (`--init`) keeps that
+one beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log
 
-STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+STAGES = ("clip", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
 PARENTS = {"upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
 
 
@@ -62,7 +62,7 @@ def assemble(runs: Path, dest: Path) -> None:
         provenance=provenance(runs),
         components=components(),
     )
-    pipe.save_pretrained(dest, torch.float16)
+    pipe.save_pretrained(dest, torch.float16, ar_prior=parts["ar_prior"])
 
 
 def components() -> PCA:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import edit, generate
+from . import data, edit, embed, generate, plan, report, train
 from .settings import PRESETS, settings
 
 __all__ = ["PRESETS", "app", "main", "settings"]
@@ -39,8 +39,16 @@ for command in (
     edit.invert,
     generate.info,
     generate.convert,
+    embed.embed,
+    train.config,
+    plan.plan,
+    train.train,
+    report.report,
+    train.assemble,
 ):
     app.command()(command)
+
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

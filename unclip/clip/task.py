@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.config import Config
+from unclip.examined import caption_ids, chance, retrieval
 from unclip.randomness import Noise
 from unclip.types import Batch, Losses, Task, require
 
@@ -67,6 +68,26 @@ class CLIPTask(Task):
             "logit_scale": scale.detach().expand(len(z_i)),
         }
         return Losses(total, None, terms)
+
+    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Both unit embeddings: what is to be known of them couples all samples."""
+        require(batch, ["images", "captions"], "CLIPTask")
+        assert batch.images is not None and batch.captions is not None
+        z_i = F.normalize(self.model.encode_image(batch.images).float(), dim=-1)
+        z_t = F.normalize(self.model.encode_text(batch.captions).embed.float(), dim=-1)
+        scale = self.model.logit_scale.float().exp().expand(len(z_i))
+        return {"image": z_i, "text": z_t, "scale": scale, "caption": caption_ids(batch.captions).to(z_i.device)}
+
+    def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """The loss of all samples as one batch, and R@k among them both ways, beside chance."""
+        z_i, z_t, ids, scale = rows["image"], rows["text"], rows["caption"], rows["scale"][0]
+        logits, own = scale * z_i @ z_t.T, torch.arange(len(z_i))
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        found = {"loss": float(loss), "loss/chance": math.log(len(z_i))}
+        for name, queries, candidates in (("image_to_text", z_i, z_t), ("text_to_image", z_t, z_i)):
+            for k, value in retrieval(queries, candidates, ids).items():
+                found |= {f"{name}_{k}": value, f"{name}_{k}/chance": chance(ids, int(k[2:]))}
+        return found
 
 
 def clip_loss(z_i: Float[Tensor, "b d"], z_t: Float[Tensor, "b d"], scale: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unclip.randomness import Noise
 from unclip.types import Batch, ImageTextEncoder, Text, move
 
 from .order import Data
@@ -36,6 +37,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def has_text(self) -> bool:
+        return self.text is not None
+
     def rows(self, keys: Sequence[str]) -> tuple[Float[Tensor, "b d"], Text | None]:
         """The image embeddings and texts of `keys`, in that order; a key may come twice."""
         missing = [key for key in keys if key not in self._row]
@@ -55,8 +60,11 @@ class Embeddings:
         """Only `keys`, in that order."""
         return Embeddings(keys, *self.rows(keys))
 
-    def join(self, batch: Batch) -> Batch:
-        """The batch with the embeddings of its keys; its captions become the embedded ones, which may be others."""
+    def join(self, batch: Batch, noise: Noise | None = None) -> Batch:
+        """The batch with the embeddings of its keys; its captions become the embedded ones, which may be others.
+
+        There is one caption a key: the noise, which chooses where there are several, is not asked.
+        """
         image_embed, text = self.rows(batch.keys)
         captions = batch.captions if text is None else text.strings
         return batch._replace(image_embed=image_embed, text=text, captions=captions)

@@ -14,7 +14,10 @@ from unclip.types import Batch
 
 @runtime_checkable
 class Data(Protocol):
-    """What training reads: captioned pictures by number.  `keys` are unique; all joining is by them, never by row."""
+    """What training reads: captioned pictures by number.  `keys` are unique; all joining is by them, never by row.
+
+    Data that are not drawn evenly also have `weights`, one number a sample, for `indices`.
+    """
 
     @property
     def keys(self) -> Sequence[str]: ...
@@ -27,7 +30,7 @@ class Data(Protocol):
         ...
 
 
-def indices(n: int, batch: int, seed: int, k: int, weights: Sequence[float] | None = None) -> list[int]:
+def indices(n: int, batch: int, seed: int, k: int, weights: Sequence[float] | np.ndarray | None = None) -> list[int]:
     """Global batch k = 0, 1, ... of endless shuffled epochs over n samples.
 
     Epochs follow each other without a gap or a short batch: a batch may hold the end of one and the start of the next.
@@ -36,7 +39,7 @@ def indices(n: int, batch: int, seed: int, k: int, weights: Sequence[float] | No
     """
     if n < 1 or batch < 1 or k < 0:
         raise ValueError(f"n={n}, batch={batch}, k={k}: an order needs n and batch from 1 and k from 0 up")
-    shares = None if weights is None else _shares(n, weights)
+    shares = None if weights is None else _shares_once(n, _Same(weights)) if _frozen(weights) else _shares(n, weights)
     position = k * batch
     chosen: list[int] = []
     while len(chosen) < batch:
@@ -57,7 +60,30 @@ def slice_for(batch: int, rank: int, world: int) -> slice:
     return slice(rank * share, (rank + 1) * share)
 
 
-def _shares(n: int, weights: Sequence[float]) -> bytes:
+class _Same:
+    """Weights as a key of a cache that asks whether they are the same object, not whether they are equal."""
+
+    def __init__(self, weights: Sequence[float] | np.ndarray):
+        self.weights = weights
+
+    def __hash__(self) -> int:
+        return id(self.weights)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.weights is other.weights
+
+
+def _frozen(weights: Sequence[float] | np.ndarray) -> bool:
+    """Nobody can change them in place, so that looking at them once is enough: a million take 20 ms."""
+    return isinstance(weights, np.ndarray) and not weights.flags.writeable
+
+
+@lru_cache(maxsize=4)
+def _shares_once(n: int, weights: _Same) -> bytes:
+    return _shares(n, weights.weights)
+
+
+def _shares(n: int, weights: Sequence[float] | np.ndarray) -> bytes:
     """Cumulative shares as bytes, which the cache can compare by value."""
     w = np.asarray(weights, np.float64)
     if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 2 GiB / 4 / 3
+MAX_DATA_PIXELS = MAX_PIXELS // 2  # of one among many, of which several are decoded at once: 1.6 GiB at most
+MAX_BYTES = 2**30  # of a file: no picture of so few pixels needs more
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# What these suffixes stand for.  Others stay closed to files of unknown origin: Pillow hands PostScript to Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 
 
 def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
@@ -32,22 +38,40 @@ def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"there is no picture file {str(path)!r}" + (": it is a folder" if path.is_dir() else ""))
+    return _open(path, str(path), None, MAX_PIXELS)
+
+
+def decode_picture(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
+    """The same of a file in a data set, by its bytes: in the formats of `SUFFIXES`, whatever the file is called.
+
+    `name` is for messages.  Half as many pixels are too many already.
+    """
+    if not data:
+        raise ValueError(f"{name} cannot be decoded as a picture: it is empty")
+    return _open(BytesIO(data), name, FORMATS, MAX_DATA_PIXELS)
+
+
+def _open(file: Path | BytesIO, name: str, formats: tuple[str, ...] | None, most: int) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        picture = Image.open(path)
+        picture = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
+        raise ValueError(f"{name} is too large: more than {most // 10**6} megapixels") from None
+    except UnidentifiedImageError:  # its message names the object in memory
+        raise ValueError(f"{name} cannot be decoded as a picture: it is none, or of another format") from None
     except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{path} cannot be decoded as a picture: {error}") from error
+        raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
     with picture:
-        return _decode(picture, str(path))
+        return _decode(picture, name, most)
 
 
-def _decode(picture: Image.Image, name: str) -> Tensor:
+def _decode(picture: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
     from PIL import Image, ImageOps
 
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} is too large: {width} x {height} is more than {MAX_PIXELS // 10**6} megapixels")
+    if width * height > most:
+        raise ValueError(f"{name} is too large: {width} x {height} is more than {most // 10**6} megapixels")
     if width * height == 0:
         raise ValueError(f"{name} has no pixels: its size is {width} x {height}")
     try:
@@ -65,7 +89,11 @@ def _decode(picture: Image.Image, name: str) -> Tensor:
         pixels = np.asarray(picture.convert("RGB"))
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
-    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
+    # Turned round while it is small, and in numpy, which keeps to one thread: pictures are read while others train.
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+    planes /= 127.5
+    planes -= 1
+    return torch.from_numpy(planes)
 
 
 def _checked(image: Tensor) -> Tensor:

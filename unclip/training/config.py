@@ -9,7 +9,8 @@ from unclip.config import Config
 
 # Settings that may differ between two sittings of one run: they do not change what a step computes.  (`steps` may grow;
 # under a cosine or linear decay the rest of the run then follows the longer schedule.)
-FREE = ("steps", "log_every", "save_every", "sample_every", "keep", "compile")
+FREE = {"steps", "log_every", "save_every", "sample_every", "keep", "compile", "examine_every", "examine_samples", "best"}
+FREE |= {"trackers", "micro_batch", "checkpointing", "deterministic", "workers", "shard"}
 
 
 class TrainConfig(Config, frozen=True, kw_only=True):
@@ -23,7 +24,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float | None = 1.0  # largest norm of the gradient over all parameters
-    ema: float = 0.999  # reached over a ramp min(ema, (1 + k) / (10 + k))
+    # Decay of the averaged weights, reached over a ramp min(ema, (1 + k) / (10 + k)).  Several: as many averages, of which
+    # samples, examinations and `Trained.ema` use the first.
+    ema: float | tuple[float, ...] = 0.999
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # autocast; the weights themselves are float32
     channels_last: bool = False  # memory format of weights and pictures: faster convolutions
     compile: bool = False  # torch.compile of the network
@@ -33,11 +36,24 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     save_every: int | str = "600s"  # steps, or seconds as "600s"
     sample_every: int | None = None  # steps between grids of samples; None = no grids
     keep: int = 2  # newest states to keep
+    examine_every: int | None = None  # steps between examinations of held-out samples; None = only after the last step
+    examine_samples: int = 256  # held-out samples, always the same ones
+    best: str | None = None  # examined number whose best state is kept too; "-loss" = smaller is better
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside the JSON lines
+    micro_batch: int | None = None  # samples per process and backward pass, gradients adding up; None = all at once
+    checkpointing: bool = False  # keep only the inputs of blocks and run each again in the backward pass: less memory
+    deterministic: bool = False  # only operations that give the same bits every time; slower, needed on GPUs alone
+    workers: int = 1  # threads that read ahead
+    freeze: tuple[str, ...] = ()  # patterns of parameter names that stay as they are, as in "network.text*"
+    shard: bool = False  # FSDP2: weights, gradients and moments shared out over the processes
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("max_skips", 1), ("log_every", 1), ("keep", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        for name in ("examine_samples", "workers", "sample_every", "examine_every", "micro_batch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1{', or null' * (name.endswith(('every', 'batch')))}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it must be a positive number")
         if not 0 <= self.floor <= 1:
@@ -50,12 +66,19 @@ class TrainConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"eps is {self.eps}; it must lie in (0, 1)")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}; it is the largest gradient norm allowed, above 0, or null for none")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it is a decay per step, in [0, 1)")
-        if self.sample_every is not None and self.sample_every < 1:
-            raise ValueError(f"sample_every is {self.sample_every}; it must be at least 1, or null for no grids")
+        if not self.decays or not all(0 <= decay < 1 for decay in self.decays) or len({*self.decays}) < len(self.decays):
+            raise ValueError(f"ema is {self.ema}; it is a decay per step, in [0, 1), or several different ones")
+        if self.best is not None and not self.best.lstrip("-"):
+            raise ValueError(f'best is {self.best!r}; it names an examined number, as in "-loss" where smaller is better')
+        if self.shard and self.channels_last:
+            raise ValueError("shard and channels_last do not go together: FSDP2 shares out contiguous weights alone")
         if self.save_steps is not None and self.save_steps < 1 or not self.save_seconds > 0:
             raise ValueError(f'save_every is {self.save_every!r}; write a number of steps, or seconds as "600s"')
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """The decay of each average of the weights."""
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
     @property
     def save_steps(self) -> int | None:
@@ -75,5 +98,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     def differences(self, other: TrainConfig) -> list[str]:
         """The settings in which two runs differ and which change what a step computes, as `name: a -> b`."""
         names = [name for name in self.__struct_fields__ if name not in FREE]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        pairs = [(name, _plain(getattr(self, name)), _plain(getattr(other, name))) for name in names]
         return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]
+
+
+def _plain(value: object) -> object:
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value

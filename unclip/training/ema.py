@@ -1,12 +1,14 @@
-"""An exponential moving average of the weights, in float32."""
+"""An exponential moving average of the weights, in float32; of sharded weights each process averages its own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from .shard import Spread, local, part_of, spread
 
 
 class Ema:
@@ -18,7 +20,8 @@ class Ema:
         # Own memory for every name, so tied weights stay loadable by name.
         self.tensors = {name: _copy(tensor) for name, tensor in state.items()}
         averaged = [name for name, tensor in state.items() if isinstance(tensor, nn.Parameter)]
-        self._averages, self._weights = [self.tensors[name] for name in averaged], [state[name] for name in averaged]
+        self._averages, self._weights = [self.tensors[name] for name in averaged], [local(state[name]) for name in averaged]
+        self._like = state
         self._buffers = [name for name in state if name not in set(averaged)]
         self._model = model
 
@@ -34,19 +37,19 @@ class Ema:
             for name in self._buffers:
                 self.tensors[name].copy_(state[name])
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | Spread]:
         """The averaged weights under the model's names; live tensors, clone what you keep."""
-        return dict(self.tensors)
+        return {name: spread(tensor, self._like[name]) for name, tensor in self.tensors.items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(part_of(tensors[name], self._like[name]))
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside the block and exactly its own again afterwards."""
-        state = self._model.state_dict()
+        state = {name: local(tensor) for name, tensor in self._model.state_dict().items()}
         own = {name: tensor.clone() for name, tensor in state.items()}
         try:
             for name, tensor in state.items():
@@ -58,5 +61,5 @@ class Ema:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
+    copy = local(tensor).detach().clone()
     return copy.float() if isinstance(tensor, nn.Parameter) and copy.is_floating_point() else copy

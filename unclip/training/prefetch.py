@@ -1,10 +1,10 @@
-"""Makes the next values in a background thread while the current one is used."""
+"""Makes the next values in background threads while the current one is used."""
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import torch
@@ -13,41 +13,32 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Iterates over make(start), ..., make(stop - 1), `depth` ahead; raises what `make` raised."""
+    """Iterates over make(start), ..., make(stop - 1), in order, made ahead by `workers` threads; raises what `make` raised."""
 
-    def __init__(self, make: Callable[[int], T], start: int, stop: int, depth: int = 2):
-        self._make, self._numbers = make, range(start, stop)
-        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+    def __init__(self, make: Callable[[int], T], start: int, stop: int, workers: int = 1):
+        self._make, self._numbers, self._ahead = make, iter(range(start, stop)), workers + 1
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+        self._coming: deque[Future[T]] = deque()
 
     def __enter__(self) -> Prefetch[T]:
-        self._thread.start()
+        for _ in range(self._ahead):
+            self._order()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._closed.set()
-        self._thread.join()
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[T]:
-        for _ in self._numbers:
-            value, error = self._queue.get()
-            if error is not None:
-                raise error
-            yield value  # type: ignore[misc]
+        while self._coming:
+            value = self._coming.popleft().result()
+            self._order()
+            yield value
+
+    def _order(self) -> None:
+        for number in self._numbers:
+            self._coming.append(self._threads.submit(self._work, number))
+            return
 
     @torch.no_grad()
-    def _work(self) -> None:
-        for number in self._numbers:
-            try:
-                entry: tuple[T | None, BaseException | None] = self._make(number), None
-            except BaseException as error:
-                entry = None, error
-            while not self._closed.is_set():
-                try:
-                    self._queue.put(entry, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._closed.is_set() or entry[1] is not None:
-                return
+    def _work(self, number: int) -> T:
+        return self._make(number)

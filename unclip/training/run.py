@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from pathlib import Path
 
@@ -14,26 +15,39 @@ from unclip.types import Task
 from .config import TrainConfig
 from .ema import Ema
 from .log import Meter
-from .optim import Stepper, load_optimizer, optimizer_tensors
-from .state import State
+from .optim import Stepper
+from .shard import is_sharded, local, part_of, spread
+from .state import State, ema_name
 
 
 class Run:
     """Model, averaged weights, optimiser, running means, and where the run stands.
 
-    `step`: updates done; `streak`: bad steps in a row; `seconds`: trained, up to the last log line.
+    `step`: updates done; `streak`: bad steps in a row; `seconds`: trained, up to the last log line; `best`: the step whose
+    examination came out best, and its number.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, samples: int, ema: Ema, stepper: Stepper, meter: Meter):
+    def __init__(self, model: nn.Module, config: TrainConfig, samples: int, stepper: Stepper, meter: Meter):
         self.model, self.config, self.samples = model, config, samples
-        self.ema, self.stepper, self.meter = ema, stepper, meter
+        self.stepper, self.meter = stepper, meter
+        self.emas = [Ema(model, decay) for decay in config.decays]
         self.step, self.streak, self.seconds = 0, 0, 0.0
+        self.best: tuple[int, float] | None = None
+
+    @property
+    def ema(self) -> Ema:
+        """The average that samples, examinations and the result use."""
+        return self.emas[0]
+
+    @property
+    def sharded(self) -> bool:
+        return any(is_sharded(parameter) for parameter in self.model.parameters())
 
     def state(self) -> State:
         tensors = {
-            "model": dict(self.model.state_dict()),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer_tensors(self.model, self.stepper.optimizer),
+            "model": {name: spread(local(tensor), tensor) for name, tensor in self.model.state_dict().items()},
+            **{ema_name(self.config, ema.decay): ema.state_dict() for ema in self.emas},
+            "optimizer": self.stepper.tensors(),
         }
         values = {
             "config": self.config.to_json(),
@@ -44,6 +58,7 @@ class Run:
             "scale": float(self.stepper.scale),
             "good": float(self.stepper.good),
             "meter": self.meter.state(),
+            "best": {"number": self.config.best, "step": self.best[0], "value": self.best[1]} if self.best else None,
         }
         return State(self.step, tensors, values)
 
@@ -52,13 +67,16 @@ class Run:
         """Stand where `state` stood, bit for bit.  ValueError: it is the state of another run."""
         self._refuse_other(state, run_dir)
         for name, tensor in self.model.state_dict().items():
-            tensor.copy_(state.tensors["model"][name])
-        self.ema.load(state.tensors["ema"])
-        load_optimizer(self.model, self.stepper.optimizer, state.tensors["optimizer"])
+            local(tensor).copy_(part_of(state.tensors["model"][name], tensor))
+        for ema in self.emas:
+            ema.load(state.tensors[ema_name(self.config, ema.decay)])
+        self.stepper.load(state.tensors["optimizer"])
         self.stepper.scale.fill_(state.values["scale"])
         self.stepper.good.fill_(state.values["good"])
         self.meter.load(state.values["meter"])
         self.step, self.streak, self.seconds = state.step, state.values["streak"], state.values["seconds"]
+        best = state.values.get("best")  # of another number than is asked for now it says nothing
+        self.best = (best["step"], best["value"]) if best and best["number"] == self.config.best else None
 
     def _refuse_other(self, state: State, run_dir: Path) -> None:
         saved = TrainConfig.from_json(state.values["config"], source=f"the config of the state in {run_dir}")
@@ -96,6 +114,7 @@ def prepare(task: Task, config: TrainConfig, init: dict[str, Tensor] | None) -> 
                 f"init does not fit {type(model).__name__}: missing {few(wrong.missing_keys)}; "
                 f"unknown {few(wrong.unexpected_keys)}"
             )
+    _freeze(model, config.freeze)
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
     if config.channels_last:
@@ -103,6 +122,17 @@ def prepare(task: Task, config: TrainConfig, init: dict[str, Tensor] | None) -> 
     task.eval()
     model.train()
     return model
+
+
+def _freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Take the parameters whose names match out of training: no gradient, no optimiser state, not a bit changes."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"freeze: no parameter of {type(model).__name__} matches {pattern!r}; there are {few(names)}")
+    for name, parameter in model.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
 
 
 def few(names: list[str]) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def sam_ascend(parameters: Iterable[nn.Parameter], rho: float) -> list[Tensor]:
+def sam_ascend(parameters: Iterable[nn.Parameter], rho: float, norm: Tensor | None = None) -> list[Tensor]:
     """Move the weights by rho g / |g| (one norm over all of them) and return them as they were, for `sam_restore`.
 
+    norm: |g|, when the parameters are shards of which other processes have the rest.
     A zero or non-finite gradient moves nothing: the caller's own check of it decides what becomes of the step.
     """
     parameters = list(parameters)
@@ -26,7 +27,7 @@ def sam_ascend(parameters: Iterable[nn.Parameter], rho: float) -> list[Tensor]:
     if not moved:
         return before
     grads = [p.grad.float() for p in moved if p.grad is not None]
-    norm = torch.stack([g.norm() for g in grads]).norm()
+    norm = torch.stack([g.norm() for g in grads]).norm() if norm is None else norm
     if bool(torch.isfinite(norm) & (norm > 0)):
         for p, g in zip(moved, grads):
             p.add_((g * (rho / norm)).to(p.dtype))

@@ -2,47 +2,72 @@
 
     run/state/step-00000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
 
-A state is written aside, synced and renamed.  `state.json`, written last, holds size and hash of every other file, so
-that a truncated or altered state is found on reading and the one before it is used.
+Tensors are whole, however many processes share them, and written one by one.  A state is written aside, synced and
+renamed.  `state.json`, written last, holds size and hash of every other file, so that a truncated or altered state is found
+on reading and the one before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from .config import TrainConfig
+from .shard import Spread
 
 INDEX = "state.json"
 FORMAT = 1
+NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
+NAMES |= {"int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # of types, in safetensors
 
 
 class State(NamedTuple):
     step: int  # updates done
-    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer
+    tensors: Mapping[str, Mapping[str, Any]]  # by file (model, ema, optimizer) and name: Tensor, or Spread when saved
     values: dict[str, Any]  # JSON: config, meters, scale
 
 
-def save(run_dir: Path, state: State, keep: int) -> Path:
-    """Write a state and drop all but the newest `keep`.  OSError (a full disk) leaves the older states as they were."""
-    from safetensors.torch import save_file
+def save(run_dir: Path, state: State, keep: int, writes: bool = True) -> Path:
+    """Write a state and drop all but the newest `keep` and the best.  OSError (a full disk) leaves the older ones as they were.
 
+    Of sharded tensors every process must call, only one with `writes`: the others hand it their rows.
+    """
     final = run_dir / "state" / f"step-{state.step:08d}"
+    tensors = (tensor for entries in state.tensors.values() for tensor in _whole(entries))
+    try:
+        if writes:
+            _write(run_dir, final, state, tensors)
+    finally:
+        for _ in tensors:  # of a process that does not write, or whose disk is full while the others hand over theirs
+            pass
+    if writes:
+        best = (state.values.get("best") or {}).get("step")
+        for old in _folders(run_dir)[keep:]:
+            if old.name != f"step-{best or 0:08d}":
+                shutil.rmtree(old)
+    return final
+
+
+def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) -> None:
     aside = final.with_name(f".writing-{final.name}")
     clear_unfinished(run_dir)
     aside.mkdir(parents=True)
     try:
         files = {}
-        for name, tensors in state.tensors.items():
+        for name, entries in state.tensors.items():
             path = aside / f"{name}.safetensors"
-            save_file(_storable(tensors), path)
-            _sync(path)
-            files[path.name] = {"size": path.stat().st_size, "sha256": _hash(path)}
+            digest = write_tensors(path, entries, itertools.islice(tensors, len(entries)))
+            files[path.name] = {"size": path.stat().st_size, "sha256": digest}
         index = {"format": FORMAT, "step": state.step, "files": files, **state.values}
         (aside / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n")
         _sync(aside / INDEX)
@@ -54,9 +79,42 @@ def save(run_dir: Path, state: State, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in _folders(run_dir)[keep:]:
-        shutil.rmtree(old)
-    return final
+
+
+def write_tensors(path: Path, entries: Mapping[str, Any], tensors: Iterator[Tensor]) -> str:
+    """A safetensors file of `entries`, whose data come one by one, in `_order`; returns its SHA-256."""
+    head: dict[str, Any] = {}
+    end = 0
+    for name in _order(entries):
+        shape, dtype = entries[name].shape, entries[name].dtype
+        start, end = end, end + shape.numel() * dtype.itemsize
+        head[name] = {"dtype": NAMES[str(dtype).partition(".")[2]], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)  # data start at a multiple of 8
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        parts: Iterator[bytes | memoryview] = itertools.chain([len(text).to_bytes(8, "little"), text], map(_bytes, tensors))
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _order(entries: Mapping[str, Any]) -> list[str]:
+    """Wide types first, so that each number lies at a multiple of its size."""
+    return sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+
+
+def _whole(entries: Mapping[str, Any]) -> Iterator[Tensor]:
+    for name in _order(entries):
+        entry = entries[name]
+        yield entry.whole() if isinstance(entry, Spread) else entry
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def newest(run_dir: Path, only: tuple[str, ...] | None = None) -> State | None:
@@ -64,26 +122,56 @@ def newest(run_dir: Path, only: tuple[str, ...] | None = None) -> State | None:
 
     `only`: the files to read, by name without ending; all are checked.
     """
-    from safetensors.torch import load_file
-
     for folder in _folders(run_dir):
         index, problem = _read_index(folder)
-        if problem:
-            warnings.warn(f"training state {folder} is broken ({problem}); trying the one before it", stacklevel=2)
-            continue
-        names = [name.removesuffix(".safetensors") for name in index["files"]]
-        tensors = {name: load_file(folder / f"{name}.safetensors") for name in names if only is None or name in only}
-        values = {key: value for key, value in index.items() if key not in ("format", "step", "files")}
-        return State(index["step"], tensors, values)
+        if not problem:
+            return _read(folder, index, only)
+        warnings.warn(f"training state {folder} is broken ({problem}); trying the one before it", stacklevel=2)
     return None
 
 
-def load_ema(run_dir: str | Path) -> dict[str, Tensor]:
-    """The averaged weights of `task.model` from the newest complete state of a run."""
-    state = newest(Path(run_dir), only=("ema",))
+def read(run_dir: Path, step: int) -> State:
+    """The state after `step` updates, which somebody else has checked."""
+    folder = run_dir / "state" / f"step-{step:08d}"
+    return _read(folder, json.loads((folder / INDEX).read_bytes()), None)
+
+
+def load_ema(run_dir: str | Path, decay: float | None = None, best: bool = False) -> dict[str, Tensor]:
+    """The averaged weights of `task.model` from the newest complete state of a run, or from the best that it kept.
+
+    decay: which average, of a run with several; None = the first.
+    """
+    state = newest(Path(run_dir), only=())
     if state is None:
         raise ValueError(f"{run_dir} holds no complete training state: no run folder, or nothing was saved yet")
-    return state.tensors["ema"]
+    config = TrainConfig.from_json(state.values["config"], source=f"the config of the state in {run_dir}")
+    name = ema_name(config, config.decays[0] if decay is None else decay)
+    step = state.step
+    if best:
+        if not state.values.get("best"):
+            raise ValueError(f"{run_dir} kept no best state: its config's `best` is {config.best!r}, or nothing was examined yet")
+        step = state.values["best"]["step"]
+    folder = Path(run_dir) / "state" / f"step-{step:08d}"
+    index, problem = _read_index(folder)
+    if problem:
+        raise ValueError(f"the best state of {run_dir}, {folder.name}, is broken: {problem}")
+    return dict(_read(folder, index, (name,)).tensors[name])
+
+
+def ema_name(config: TrainConfig, decay: float) -> str:
+    """The name, without ending, of the file that holds this average.  ValueError: the run has no such one."""
+    if decay not in config.decays:
+        raise ValueError(f"no average of decay {decay}: this run has {', '.join(map(str, config.decays))}")
+    return "ema" if decay == config.decays[0] else f"ema-{decay}"
+
+
+def _read(folder: Path, index: dict[str, Any], only: tuple[str, ...] | None) -> State:
+    from safetensors.torch import load_file
+
+    names = [name.removesuffix(".safetensors") for name in index["files"]]
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in names if only is None or name in only}
+    values = {key: value for key, value in index.items() if key not in ("format", "step", "files")}
+    return State(index["step"], tensors, values)
 
 
 def clear_unfinished(run_dir: Path) -> None:
@@ -116,17 +204,6 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, f"{INDEX} cannot be read"
     return index, None
-
-
-def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and each with memory of its own (safetensors refuses tied weights)."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return result
 
 
 def _hash(path: Path) -> str:

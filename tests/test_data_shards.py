@@ -1,0 +1,367 @@
+"""Tar shards: found by glob, braces and URL, read through an index, and used as far as they are whole."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import re
+import shutil
+import tarfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+import tiny_data
+import torch
+
+from unclip.data import files, shards
+from unclip.data.files import expand
+from unclip.data.reader import Reader
+from unclip.data.shard_index import member_name, split
+from unclip.data.shards import Shards
+from unclip.randomness import Noise
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every shard that is read for its index."""
+    seen: list[int] = []
+    scan = shards.scan
+    monkeypatch.setattr(shards, "scan", lambda *a: (seen.append(1), scan(*a))[1])
+    return seen
+
+
+def test_globs_braces_and_lists_name_shards(tmp_path: Path) -> None:
+    for name in ("a-008", "a-009", "a-010", "b-009"):
+        (tmp_path / f"{name}.tar").touch()
+
+    def names(pattern: str) -> list[str]:
+        return [Path(found).stem for found in expand(f"{tmp_path}/{pattern}")]
+
+    assert names("a-{008..010}.tar") == ["a-008", "a-009", "a-010"]
+    assert names("a-0{10,08}.tar") == ["a-010", "a-008"]
+    assert names("{b,a}-{009..009}.tar") == ["b-009", "a-009"]
+    assert names("?-*.tar") == ["a-008", "a-009", "a-010", "b-009"]
+    assert names("{b,a}-*9.tar") == ["b-009", "a-009"]
+    (tmp_path / "odd[1].tar").touch()
+    assert names("odd[1].tar") == ["odd[1]"]
+    assert expand("memory://x-{9..11}.tar") == ["memory://x-9.tar", "memory://x-10.tar", "memory://x-11.tar"]
+    with pytest.raises(ValueError, match="2 of 4 files of .* are not there, the first is .*a-007.tar"):
+        names("{a,b}-00{7,9}.tar")
+    for pattern, message in (("c*.tar", "no file matches"), ("a-{3..1}.tar", "runs backwards"), ("a-{x}.tar", "write a range")):
+        with pytest.raises(ValueError, match=message):
+            names(pattern)
+
+
+def test_the_convention_of_names() -> None:
+    assert split("a/b.c/0001.seg.png") == ("a/b.c/0001", "seg.png")
+    assert split("./x.jpg") == ("x", "jpg")
+    assert split("a/.hidden") == split("a/README") == ("", "")
+    for key in ("deep/c.v1", "100%", "a%2Eb", "a%252E.", ".dot", "http://x.y/z.w"):
+        assert split(f"{member_name(key)}.png") == (key, "png")
+
+
+def test_captions_and_pictures_are_found_among_other_members(tmp_path: Path) -> None:
+    png, jpg = tiny_data.picture(1), tiny_data.picture(2, "JPEG")
+    path = tiny_data.tar(
+        tmp_path / "x.tar",
+        {
+            "d/b.seg.png": b"a mask",
+            "d/b.JPG": jpg,
+            "d/b.json": json.dumps({"caption": "from json", "key": "other"}).encode(),
+            "d/b.txt": b"eins\n\n zwei \n",
+            "d/b.cls": b"7",
+            "a.png": png,
+            "a.json": json.dumps({"text": ["x", "y\nz"], "width": 6}).encode(),
+            "blank.png": png,
+            "blank.txt": b"",
+            "lonely.png": png,
+            "words.txt": b"nothing to see",
+        },
+    )
+    with pytest.warns(UserWarning) as seen:
+        source = Shards(str(path))
+    assert sorted(str(w.message) for w in seen) == [
+        "1 captions have no picture and are left out: words",
+        "1 pictures have no caption and are left out: lonely",
+    ]
+    assert source.keys == ["a", "blank", "d/b"]
+    assert [source.captions(row) for row in range(3)] == [["x", "y\nz"], [""], ["eins", "zwei"]]
+    assert source.picture(2) == jpg and source.where(2) == f"{path}:d/b.JPG"
+
+
+def test_a_caption_that_cannot_be_read_breaks_its_sample(tmp_path: Path) -> None:
+    png = tiny_data.picture(1)
+    bad = {"a.json": b"{}", "b.json": b"{oh", "c.txt": b"\xff\xfe\xfd", "d.json": b"[1]"}
+    path = tiny_data.tar(tmp_path / "x.tar", {**{f"{k}.png": png for k in "abcde"}, **bad, "e.txt": b"fine"})
+    data = Reader(Shards(str(path)), 4)
+    with pytest.warns(UserWarning) as seen:
+        assert data.batch(range(5)).keys == ["e"] * 5
+    assert [w.message.args[0].split(":")[1].split()[0] for w in seen] == ["a.json", "b.json", "c.txt", "d.json"]  # type: ignore
+
+
+def test_the_index_is_made_once_and_anew_when_the_shard_has_changed(tmp_path: Path, scans: list[int]) -> None:
+    folder = tiny_data.shards(tmp_path / "s", 6, 3)
+    for _ in range(2):
+        assert len(Shards(f"{folder}/*.tar").keys) == 6
+    assert len(scans) == 2 and sorted(p.name for p in folder.iterdir()) == [
+        "s-000.tar",
+        "s-000.tar.index.json",
+        "s-001.tar",
+        "s-001.tar.index.json",
+    ]
+    tiny_data.tar(folder / "s-001.tar", tiny_data.members(range(7, 9)))
+    assert Shards(f"{folder}/*.tar").keys[3:] == ["p007", "p008"] and len(scans) == 3
+    before = (folder / "s-000.tar").stat()  # the same size, other contents: told by the time
+    tiny_data.tar(folder / "s-000.tar", tiny_data.members(range(3, 6)))
+    assert (folder / "s-000.tar").stat().st_size == before.st_size
+    os.utime(folder / "s-000.tar", ns=(before.st_mtime_ns + 1, before.st_mtime_ns + 1))
+    assert Shards(f"{folder}/*.tar").keys[:3] == ["p003", "p004", "p005"] and len(scans) == 4
+    index = folder / "s-000.tar.index.json"
+    index.write_bytes(index.read_bytes()[:50])  # a damaged index is made anew too
+    assert len(Shards(f"{folder}/*.tar").keys) == 5 and len(scans) == 5
+
+
+def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(
+    tmp_path: Path, cache: Path, scans: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_data.shards(tmp_path / "s", 4, 2)
+    write = Path.write_bytes
+
+    def refuse(self: Path, data: bytes) -> int:  # permissions do not stop root
+        if self.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for _ in range(2):
+        assert len(Shards(f"{folder}/*.tar").keys) == 4
+    assert len(scans) == 2 and len(list(cache.glob("shards/*.index.json"))) == 2
+    assert [p.suffix for p in sorted(folder.iterdir())] == [".tar", ".tar"]
+
+
+def test_shards_behind_a_url_are_the_same_data(tmp_path: Path, cache: Path, scans: list[int]) -> None:
+    folder = tiny_data.shards(tmp_path / "s", 7, 3)
+    memory = fsspec.filesystem("memory")
+    for path in folder.glob("*.tar"):
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    here, noise = Reader(Shards(f"{folder}/*.tar"), 4), Noise.of(0, range(4))
+    for url in ("memory:///bucket/s-{000..002}.tar", "memory:///bucket/s-*.tar"):
+        there = Reader(Shards(url), 4)
+        assert there.keys == here.keys and there.source.digest() == here.source.digest()
+        a, b = here.batch([6, 0, 3, 2], noise), there.batch([6, 0, 3, 2], noise)
+        assert a.captions == b.captions and torch.equal(a.images, b.images)  # type: ignore[arg-type]
+    assert len(scans) == 3 + 3 and len(list(cache.glob("shards/*.index.json"))) == 3
+    memory.pipe("/bucket/s-000.tar", (folder / "s-001.tar").read_bytes())
+    with pytest.raises(ValueError, match="there is no memory://bucket/s-003.tar"):
+        Shards("memory://bucket/s-{000..003}.tar")
+
+
+def test_equal_keys_in_two_shards_get_the_shards_name(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        tiny_data.tar(tmp_path / f"{name}.tar", tiny_data.members(range(2)))
+    assert Shards(f"{tmp_path}/*.tar").keys == ["x/p000", "x/p001", "y/p000", "y/p001"]
+    with pytest.raises(ValueError, match="is given twice"):
+        Shards(f"{tmp_path}/{{x,x}}.tar")
+
+
+def cut(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    ("keep", "whole", "message"),
+    [
+        (2048 * 3 + 100, 3, "is broken or truncated at byte 6144 of 6244"),  # in a header, which tarfile takes for the end
+        (2048 * 3 + 530, 3, "is truncated after 6674 bytes, in the middle of p003.png"),
+        (2048 * 3, 3, "is broken or truncated at byte 6144 of 6144"),  # between two members: only the end mark is missing
+        (2048 * 2 + 1024 + 512, 2, "is broken or truncated|is truncated after"),  # the picture is whole, its text is not there
+    ],
+)
+def test_a_truncated_shard_is_used_as_far_as_it_goes(tmp_path: Path, keep: int, whole: int, message: str) -> None:
+    path = tiny_data.tar(tmp_path / "x.tar", tiny_data.members(range(6)))
+    cut(path, keep)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        source = Shards(str(path))
+    told = [str(w.message) for w in seen if "whole samples are used" in str(w.message)]
+    assert len(told) == 1 and told[0].endswith(f"; its {whole} whole samples are used")
+    assert re.search(message, told[0])
+    assert source.keys == [f"p{i:03d}" for i in range(whole)]
+    assert Reader(source, 4).batch(range(whole)).captions == [tiny_data.caption(i) for i in range(whole)]
+    assert list(source.problems) == [str(path)]
+
+
+def test_a_broken_shard_does_not_stop_the_others(tmp_path: Path) -> None:
+    folder = tiny_data.shards(tmp_path / "s", 8, 2)
+    (folder / "s-000.tar").write_bytes(b"")
+    (folder / "s-001.tar").write_bytes(b"<html>not found</html>" * 100)
+    damaged = bytearray((folder / "s-002.tar").read_bytes())
+    damaged[2048 + 148] ^= 1  # the checksum in the header of its second sample
+    (folder / "s-002.tar").write_bytes(damaged)
+    with pytest.warns(UserWarning) as seen:
+        source = Shards(f"{folder}/*.tar")
+    assert source.keys == ["p004", "p006", "p007"] and list(source.problems) == [f"{folder}/s-00{i}.tar" for i in range(3)]
+    assert sum("its 0 whole samples are used" in str(w.message) for w in seen) == 2
+    with pytest.raises(ValueError, match="no captioned picture in the 2 shards"), pytest.warns(UserWarning):
+        Shards(f"{folder}/s-00{{0..1}}.tar")
+
+
+def test_a_shard_that_has_shrunk_since_breaks_its_samples(tmp_path: Path) -> None:
+    path = tiny_data.tar(tmp_path / "x.tar", tiny_data.members(range(3)))
+    data = Reader(Shards(str(path)), 4)
+    cut(path, 3000)
+    with pytest.warns(UserWarning, match="instead of .* bytes from byte"):
+        assert data.batch([1]).keys == ["p000"]
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.bz2"])
+def test_a_compressed_shard_is_unpacked_into_the_cache_once(tmp_path: Path, cache: Path, suffix: str) -> None:
+    compress = bz2.compress if suffix == ".tar.bz2" else gzip.compress
+    plain = tiny_data.tar(tmp_path / "plain" / "x.tar", tiny_data.members(range(5)))
+    packed = tmp_path / f"x{suffix}"
+    packed.write_bytes(compress(plain.read_bytes()))
+    with pytest.warns(UserWarning, match=r"is compressed: it is copied to .* once"):
+        first = Reader(Shards(str(packed)), 4).batch([4, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Reader(Shards(str(packed)), 4).batch([4, 0])
+    expected = Reader(Shards(str(plain)), 4).batch([4, 0])
+    for batch in (first, again):
+        assert batch.captions == expected.captions and torch.equal(batch.images, expected.images)  # type: ignore[arg-type]
+    (copy,) = cache.glob("shards/*.tar")
+    copy.unlink()  # a cache may be emptied
+    with pytest.warns(UserWarning, match="is copied"):
+        assert len(Shards(str(packed)).keys) == 5
+    noisy = {f"{i}.{s}": d for i in range(9) for s, d in (("png", tiny_data.noisy(i)), ("txt", b"noise"))}
+    data = compress(tiny_data.tar(tmp_path / "noisy.tar", noisy).read_bytes())
+    packed.write_bytes(data[: len(data) // 2])
+    if suffix != ".tar.bz2":  # bzip2 gives nothing of an unfinished block
+        with pytest.warns(UserWarning) as seen:
+            assert 0 < len(Shards(str(packed)).keys) < 9
+        assert any("whole samples are used" in str(w.message) for w in seen)
+
+
+@contextmanager
+def server(folder: Path, ranges: bool) -> Iterator[str]:
+    """A web server over a folder, which knows of ranges or not."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(False)
+
+        def do_GET(self) -> None:
+            self.answer(True)
+
+        def answer(self, body: bool) -> None:
+            path = folder / self.path.strip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data, asked = path.read_bytes(), self.headers.get("Range")
+            if ranges and asked:
+                first, last = asked.removeprefix("bytes=").split("-")
+                size = len(data)
+                data = data[int(first) : int(last or size - 1) + 1]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}")
+            else:
+                self.send_response(200)
+            if ranges:
+                self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{web.server_port}"
+    finally:
+        web.shutdown()
+        web.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_web_servers_with_and_without_ranges(tmp_path: Path, cache: Path, ranges: bool, scans: list[int]) -> None:
+    pytest.importorskip("aiohttp")
+    folder = tiny_data.shards(tmp_path / "s", 6, 3)
+    expected = Reader(Shards(f"{folder}/*.tar"), 4).batch([5, 1, 0])
+    with server(folder, ranges) as url:
+        for _ in range(2):
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                batch = Reader(Shards(f"{url}/s-{{000..001}}.tar"), 4).batch([5, 1, 0])
+            assert batch.captions == expected.captions and torch.equal(batch.images, expected.images)  # type: ignore[arg-type]
+            assert sum("from a server without ranges: it is copied to" in str(w.message) for w in seen) <= (0 if ranges else 2)
+        assert len(list(cache.glob("shards/*.tar"))) == (0 if ranges else 2) and len(scans) == 4
+        with pytest.raises(ValueError, match=r"there is no http://127.0.0.1:\d+/s-002.tar"):
+            Shards(f"{url}/s-002.tar")
+
+
+def test_a_network_that_fails_now_and_then_breaks_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_data.tar(tmp_path / "x.tar", tiny_data.members(range(2)))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/flaky/x.tar", path.read_bytes())
+    data = Reader(Shards("memory://flaky/x.tar"), 4)
+    read, calls = type(memory).cat_file, iter([True, True, False] * 2 + [True] * 9)
+
+    def flaky(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if next(calls):
+            raise ConnectionResetError("reset by peer")
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(memory), "cat_file", flaky)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    assert data.batch([1]).keys == ["p001"]
+    with pytest.raises(OSError, match="x.tar could not be read in 3 tries: ConnectionResetError reset by peer"):
+        data.batch([1])  # not replaced: that would be another training
+
+
+def test_a_missing_package_for_a_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec.core
+
+    def missing(url: str) -> None:
+        raise ImportError("HTTPFileSystem requires aiohttp to be installed")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ValueError, match=r"pip install 'unclip\[remote\]'"):
+        Shards("https://example.invalid/x.tar")
+
+
+def test_members_of_every_kind_of_header_are_read(tmp_path: Path) -> None:
+    """GNU and PAX long names, folders, links and hidden files among the members."""
+    png = tiny_data.picture(3)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        root = tmp_path / str(form)
+        deep = root / "in" / ("d" * 90) / "ä" / ("k" * 90)
+        deep.parent.mkdir(parents=True)
+        deep.with_suffix(".png").write_bytes(png)
+        deep.with_suffix(".txt").write_text("deep")
+        (root / "in" / ".hidden.png").write_bytes(png)
+        os.symlink("nowhere", root / "in" / "link.png")
+        with tarfile.open(root / "x.tar", "w", format=form) as tar:
+            tar.add(root / "in", arcname=".")
+        (key,) = Shards(str(root / "x.tar")).keys
+        assert key == f"{'d' * 90}/ä/{'k' * 90}"
+        shutil.rmtree(root)

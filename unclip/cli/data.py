@@ -1,0 +1,101 @@
+"""`unclip data check` and `unclip data pack`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import Errors
+
+app = typer.Typer(no_args_is_help=True, help="Look at training data, and write them as tar shards.")
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Folder (pictures with .txt files, a captions table or tar shards in it), a table (.jsonl .csv .tsv .parquet), or"
+        " shards: x.tar, 'x-{000..127}.tar', 's3://bucket/*.tar'."
+    ),
+]
+
+
+@app.command()
+def check(
+    source: Source,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the whole report, as JSON.")] = None,
+    threads: Annotated[int, typer.Option(help="That read and decode at once.", min=1)] = 4,
+) -> None:
+    """Read everything once: counts, sizes, caption lengths, duplicates, broken files by name.
+
+    Status 1 when a picture, a caption or a shard is broken, 2 when the source cannot be read at all.
+    """
+    with Errors():
+        from unclip.data.check import check as run
+        from unclip.results import check_output, write_files
+
+        if json is not None:
+            check_output(json, (".json",), folder=False)
+        with _Bar("check") as bar:
+            report = run(source, threads=threads, progress=bar)
+        if json is not None:
+            write_files([(json, report.to_json().encode())])
+        for line in report.lines():
+            typer.echo(line)
+    if not report.fine:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(help="A new folder for 00000.tar, 00001.tar, ...")],
+    samples_per_shard: Annotated[int, typer.Option(help="At most so many pictures in a shard.", min=1)] = 10_000,
+    size_per_shard: Annotated[int, typer.Option(help="At most so many MiB in a shard.", min=1)] = 1024,
+    size: Annotated[int | None, typer.Option(help="Make square PNGs of this side; else the files as they are.", min=1)] = None,
+) -> None:
+    """Write captioned pictures as tar shards in the webdataset convention; broken ones are named and left out."""
+    with Errors():
+        from unclip.data.open import open_source
+        from unclip.data.pack import pack as run
+        from unclip.data.source import Source as PictureSource
+
+        opened = open_source(source)
+        if not isinstance(opened, PictureSource):
+            raise ValueError(f"{source} holds embeddings; pictures are what is packed")
+        with _Bar("pack") as bar:
+            packed = run(
+                opened,
+                folder,
+                samples_per_shard=samples_per_shard,
+                bytes_per_shard=size_per_shard * 2**20,
+                size=size,
+                progress=bar,
+            )
+        left = f", {len(packed.broken)} broken ones left out" if packed.broken else ""
+        typer.echo(f"{packed.samples} pictures in {len(packed.shards)} shards{left}")
+        typer.echo(folder)
+
+
+class _Bar:
+    """A progress bar on standard error, only when a person watches; called with what is done and the total."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int], object]:
+        return self._step
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _step(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(desc=self.name, total=total, unit="picture", file=sys.stderr, disable=None)
+        self.bar.update(done - self.bar.n)

@@ -1,0 +1,87 @@
+"""`unclip embed`: a CLIP's answers for a whole source, computed once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import Device, Errors
+from .data import Source
+
+if TYPE_CHECKING:
+    from unclip.clip.encoder import CLIP
+
+
+def embed(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(help="New, or one that an earlier run of the same began.")],
+    model: Annotated[str, typer.Option(help="A pipeline (shipped name, folder, hub id) or a CLIP's own folder.")] = "emoji",
+    per_shard: Annotated[int, typer.Option(help="Pictures in a shard: the piece of work that a process takes.", min=1)] = 1024,
+    batch: Annotated[int, typer.Option(help="Pictures, and captions, encoded at once.", min=1)] = 64,
+    dtype: Annotated[str, typer.Option(help="What is stored: float32, or float16 for half the disk.")] = "float32",
+    threads: Annotated[int, typer.Option(help="That read and decode at once, in each process.", min=1)] = 4,
+    device: Device = "cpu",
+) -> None:
+    """Precompute CLIP image and text embeddings, in shards; the same command goes on where it was cut off.
+
+    On several processes: torchrun --nproc_per_node=8 -m unclip.cli embed SOURCE FOLDER --device cuda.  Priors and decoders
+    then train with embeddings=FOLDER beside their pictures.
+    """
+    with Errors():
+        import torch
+        from tqdm import tqdm
+
+        from unclip.data.embed import embed as run
+        from unclip.data.open import open_source
+        from unclip.data.reader import Reader
+        from unclip.data.source import Source as PictureSource
+
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"no dtype {dtype!r}; embeddings are stored in float32 or float16")
+        # What torchrun tells each process; they share the work without ever talking to each other.
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        found = open_source(source)
+        if not isinstance(found, PictureSource):
+            raise ValueError(f"{source} holds embeddings already; give the pictures")
+        data = Reader(found, None)
+        try:
+            clip = load_clip(model).to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        disable = True if rank else None
+        with tqdm(desc="embed", total=-(-len(data) // world), unit="picture", file=sys.stderr, disable=disable) as bar:
+            done = run(
+                clip,
+                data,
+                folder,
+                source=source,
+                per_shard=per_shard,
+                batch=batch,
+                rank=rank,
+                world=world,
+                dtype="float16" if dtype == "float16" else "float32",
+                readers=threads,
+                progress=bar.update,
+            )
+        told = f"process {rank + 1} of {world}: " if world > 1 else ""
+        broken = f", {done.broken} broken ones left out" if done.broken else ""
+        new = f"{len(done.written)} shards written with {done.pictures} pictures{broken}"
+        typer.echo(f"{told}{new}, {len(done.skipped)} there already")
+
+
+def load_clip(model: str) -> CLIP:
+    """The CLIP of a pipeline, or the one that a folder holds alone."""
+    from unclip.checkpoint import CONFIG, INDEX, open_pipeline
+    from unclip.clip.encoder import CLIP
+
+    if (Path(model) / CONFIG).is_file() and not (Path(model) / INDEX).is_file():
+        return CLIP.from_pretrained(model)
+    clip = open_pipeline(model).parts["clip"]()
+    assert isinstance(clip, CLIP)
+    return clip

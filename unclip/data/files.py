@@ -1,0 +1,217 @@
+"""Files here or behind a URL: which there are, whether one has changed, a range of its bytes, a copy in the cache."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import itertools
+import lzma
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+TRIES = 3  # of a read from afar
+COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+class Stamp(NamedTuple):
+    """What tells that a file has changed: its size, and its time of change or the server's tag for it."""
+
+    size: int
+    tag: str
+
+
+def cache_folder() -> Path:
+    """$UNCLIP_CACHE, or ~/.cache/unclip."""
+    return Path(os.environ.get("UNCLIP_CACHE") or Path.home() / ".cache" / "unclip").expanduser()
+
+
+def is_url(where: str) -> bool:
+    return "://" in where and not where.startswith("file://")
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a path, a glob or brace ranges name: `a-{000..127}.tar`, `{train,more}/*.tar`, `s3://bucket/*.tar`.
+
+    In the order of the braces, matches of a glob sorted.  ValueError: a glob without a match, a local file that is absent.
+    """
+    if pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern!r} would run a command; give paths or URLs of the shards")
+    found: list[str] = []
+    for name in _braces(pattern.removeprefix("file://")):
+        matches = [name]
+        wild = re.search(r"[*?\[]", name.partition("?")[0] if name.startswith("http") else name)
+        if wild and not (Path(name).is_file() and not is_url(name)):
+            matches = sorted(_remote_glob(name) if is_url(name) else glob.glob(name, recursive=True))
+            if not matches:
+                raise ValueError(f"no file matches {name!r}")
+        found += matches
+    missing = [name for name in found if not is_url(name) and not Path(name).is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(found)} files of {pattern!r} are not there, the first is {missing[0]}")
+    return found
+
+
+def stamp(where: str) -> Stamp:
+    """ValueError when there is no such file."""
+    if not is_url(where):
+        try:
+            status = os.stat(where)
+        except OSError as error:
+            raise ValueError(f"{where} cannot be read: {error.strerror or error}") from None
+        return Stamp(status.st_size, str(status.st_mtime_ns))
+    fs, path = _filesystem(where)
+    try:
+        info = _patiently(lambda: fs.info(path), where)
+    except FileNotFoundError:
+        raise ValueError(f"there is no {where}") from None
+    tags = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "md5Hash", "blob_id")
+    return Stamp(int(info.get("size") or -1), next((str(info[tag]) for tag in tags if info.get(tag)), ""))
+
+
+def read_range(where: str, start: int, size: int) -> bytes:
+    """`size` bytes from byte `start` on.  ValueError: the file ends before; OSError: it cannot be reached."""
+    if not is_url(where):
+        with open(where, "rb") as file:
+            file.seek(start)
+            data = file.read(size)
+    else:
+        fs, path = _filesystem(where)
+        data = _patiently(lambda: fs.cat_file(path, start=start, end=start + size), where)
+    if len(data) != size:
+        raise ValueError(f"{where} has {len(data)} instead of {size} bytes from byte {start} on: has it changed?")
+    return data
+
+
+def read_url(where: str) -> bytes:
+    """A small file behind a URL.  ValueError whatever goes wrong: among links some are always dead."""
+    try:
+        fs, path = _filesystem(where)
+        return bytes(_patiently(lambda: fs.cat_file(path), where))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from None
+
+
+def open_file(where: str) -> Any:
+    """For reading from begin to end, with seeks ahead."""
+    if not is_url(where):
+        return open(where, "rb")
+    fs, path = _filesystem(where)
+    return fs.open(path, "rb")
+
+
+def has_ranges(where: str) -> bool:
+    """Whether parts of the file can be read.  Only web servers may refuse that."""
+    if not where.startswith(("http://", "https://")):
+        return True
+    fs, path = _filesystem(where)
+    if (fs.info(path).get("size") or 0) < 2:
+        return False
+    return len(_patiently(lambda: fs.cat_file(path, start=0, end=1), where)) == 1
+
+
+def is_compressed(where: str) -> bool:
+    return Path(where.partition("?")[0]).suffix.lower() in COMPRESSED
+
+
+def copy_path(where: str, stamped: Stamp) -> Path:
+    """Where the cache has, or would have, an uncompressed copy of that state of the file."""
+    digest = hashlib.blake2b(f"{_absolute(where)} {stamped}".encode(), digest_size=12).hexdigest()
+    return cache_folder() / "shards" / f"{digest}.tar"
+
+
+def copy_here(where: str, stamped: Stamp) -> Path:
+    """Copy a file into the cache, uncompressed, unless it is there.  Compressed data that end early are kept up to there."""
+    path = copy_path(where, stamped)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    unpack = COMPRESSED.get(Path(where.partition("?")[0]).suffix.lower())
+    try:
+        with open_file(where) as source, open(aside, "wb") as target:
+            for block in _unpacked(unpack(source)) if unpack else _blocks(source):
+                target.write(block)
+        os.replace(aside, path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise ValueError(f"{where} could not be copied to {path} ({free} MiB are free there): {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _blocks(file: Any) -> Iterator[bytes]:
+    while block := file.read(1 << 20):
+        yield block
+
+
+def _unpacked(file: Any) -> Iterator[bytes]:
+    """What can be unpacked.  Where it breaks off, the tar inside lacks its end mark, which is told when it is indexed."""
+    with suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        while block := file.read1(1 << 20):  # `read` gives nothing of a piece that ends early
+            yield block
+
+
+def _braces(pattern: str) -> list[str]:
+    """{000..012} keeps its zeros, {a,b} lists; several multiply, the last one fastest."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[piece] if i % 2 == 0 else _choices(piece, pattern) for i, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    if spec := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = spec.groups()
+        if int(first) > int(last):
+            raise ValueError(f"the range {{{inside}}} in {pattern!r} runs backwards")
+        width = len(first) if first.startswith("0") else 0
+        return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    if "," in inside:
+        return inside.split(",")
+    raise ValueError(f"cannot read {{{inside}}} in {pattern!r}: write a range such as {{000..127}} or a list {{a,b}}")
+
+
+def _remote_glob(url: str) -> list[str]:
+    fs, path = _filesystem(url)
+    return [fs.unstrip_protocol(name) for name in _patiently(lambda: fs.glob(path), url)]
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        told = "pip install 'unclip[remote]'" if url.startswith("http") else f"{error}"
+        raise ValueError(f"{url} needs a package that is not installed: {told}") from None
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be opened: {error}") from None
+    return fs, path
+
+
+def _patiently(read: Callable[[], T], where: str) -> T:
+    """Networks fail now and then.  OSError after the last try; FileNotFoundError at once."""
+    for attempt in range(TRIES):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of fsspec's file systems, each has its own kinds
+            if attempt == TRIES - 1:
+                raise OSError(f"{where} could not be read in {TRIES} tries: {type(error).__name__} {error}") from error
+            time.sleep(0.2 * 4**attempt)
+    raise AssertionError
+
+
+def _absolute(where: str) -> str:
+    return where if is_url(where) else str(Path(where).resolve())

@@ -1,0 +1,132 @@
+"""A folder of captioned pictures: each with a .txt of its name, or all named in one table beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .files import is_url, read_url
+from .pictures import MAX_BYTES, SUFFIXES
+from .source import say_left_out
+from .table import SUFFIXES as TABLE_SUFFIXES
+from .table import read_table
+
+TABLES = [f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in TABLE_SUFFIXES]
+
+
+class Folder:
+    """Pictures below `folder`.  A key is the path there without its suffix: `cats/one` for cats/one.jpg.
+
+    Captions are the lines of cats/one.txt or, where there is a `table` (see `find_table`), of its rows.  A row's place may
+    also be a URL or a path elsewhere; a key column there takes precedence over the place's name.  What lacks its other
+    half is left out, with a warning.
+    """
+
+    def __init__(self, folder: str | Path, table: Path | None = None):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"{folder} is no folder; expected one with pictures and .txt files or a captions.jsonl")
+        self.name = self.folder.resolve().name
+        pictures: dict[str, str] = {key: str(path) for key, path in _pictures(self.folder).items()}
+        table = table or find_table(self.folder)
+        captions = _from_table(table, self.folder, pictures) if table else _from_texts(self.folder, pictures)
+        self.left_out = {
+            "pictures have no caption": [key for key in pictures if key not in captions],
+            "captions have no picture": [key for key in captions if key not in pictures],
+        }
+        say_left_out(self.left_out)
+        self.keys = sorted(pictures.keys() & captions.keys())
+        if not self.keys:
+            raise ValueError(
+                f"{folder} has {len(pictures)} pictures and {len(captions)} captions, none with the same key;"
+                " expected NAME.png (or .jpg, .webp ...) beside NAME.txt, or a captions.jsonl"
+            )
+        self._places = [pictures[key] for key in self.keys]
+        self._captions = [captions[key] for key in self.keys]
+
+    def where(self, row: int) -> str:
+        return self._places[row]
+
+    def picture(self, row: int) -> bytes:
+        place = self._places[row]
+        if is_url(place):
+            return read_url(place)
+        try:
+            size = Path(place).stat().st_size
+            if size > MAX_BYTES:
+                raise ValueError(f"{place} is too large: a picture of {size} bytes")
+            return Path(place).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{place} cannot be read: {error.strerror or error}") from None
+
+    def captions(self, row: int) -> list[str]:
+        return self._captions[row]
+
+    def digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for key, place, captions in zip(self.keys, self._places, self._captions):
+            size = 0 if is_url(place) or not Path(place).is_file() else Path(place).stat().st_size
+            digest.update(repr((key, size, captions)).encode())
+        return digest.hexdigest()
+
+
+def find_table(folder: Path) -> Path | None:
+    """The folder's captions.jsonl, .csv, .tsv or .parquet, else its metadata.jsonl (of Hugging Face) and so on."""
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    pictures: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in pictures:
+                raise ValueError(f"{pictures[key]} and {path} have the same key {key!r}: rename or remove one")
+            pictures[key] = path
+    return pictures
+
+
+def _from_texts(folder: Path, pictures: dict[str, str]) -> dict[str, list[str]]:
+    captions = {}
+    for path in sorted(folder.rglob("*.txt")):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            lines = caption_lines(path.read_bytes())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+        # An empty file is an empty caption where there is a picture, else no caption file at all.
+        if lines or key in pictures:
+            captions[key] = lines or [""]
+    return captions
+
+
+def caption_lines(text: bytes) -> list[str]:
+    """The captions in a .txt: its lines, without blank ones."""
+    return [line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip()]
+
+
+def _from_table(table: Path, folder: Path, pictures: dict[str, str]) -> dict[str, list[str]]:
+    """Captions by key; pictures that the table names elsewhere, or under keys of its own, are added to `pictures`."""
+    captions: dict[str, list[str]] = {}
+    for row in read_table(table):
+        key = row.place if row.place in pictures or is_url(row.place) else _without_suffix(row.place)
+        if row.key is not None:
+            # The key names the sample, the other column says where its picture lies.
+            found = pictures.get(key)
+            if row.key != key and found is not None and pictures.setdefault(row.key, found) != found:
+                raise ValueError(f"{table}, line {row.number}: {row.key!r} is the key of {pictures[row.key]} too")
+            key = row.key
+        if key not in pictures:
+            if is_url(row.place):
+                pictures[key] = row.place
+            elif (folder / row.place).is_file() and Path(row.place).suffix.lower() in SUFFIXES:
+                pictures[key] = str(folder / row.place)
+        if key in captions and not row.repeats:
+            raise ValueError(f"{table}, line {row.number}: the key {key!r} occurs twice; give several captions as one list")
+        captions.setdefault(key, []).extend(row.captions)
+    return captions
+
+
+def _without_suffix(place: str) -> str:
+    path = Path(place)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else path.as_posix()

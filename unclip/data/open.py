@@ -1,0 +1,120 @@
+"""One reader over every kind of training data: folders, tables, tar shards, embeddings, and mixtures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unclip.config import Config
+
+from .embedding_shards import INDEX, EmbeddingShards
+from .embeddings import Embeddings
+from .files import COMPRESSED, is_url
+from .folder import TABLES, Folder, find_table
+from .mix import Mix
+from .reader import Broken, Embedded, Reader, Store
+from .shards import Shards
+from .source import Source
+from .table import SUFFIXES as TABLE_SUFFIXES
+
+TARS = (".tar", *(f".tar{suffix}" for suffix in COMPRESSED), ".tgz")
+
+
+class SourceConfig(Config, frozen=True, kw_only=True):
+    """One source among several: `path` as `open_data` takes it, its embeddings, and its part in the mixture."""
+
+    path: str
+    embeddings: str | None = None
+    weight: float | None = None  # share of the draws; all sources have one, or none has
+    name: str | None = None  # stands in front of its keys where another source has the same; None = the path's last part
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"the weight of {self.path} is {self.weight}; it must be a positive number")
+
+
+class DataConfig(Config, frozen=True, kw_only=True):
+    """What a training reads: `DataConfig(source="pictures", size=64).open()`."""
+
+    source: str | tuple[SourceConfig, ...]
+    size: int | None = None  # pixels; None = embeddings and captions alone
+    embeddings: str | None = None  # of a single source
+    broken: Broken = "skip"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be at least 1, or null for no pictures")
+        if self.embeddings is not None and not isinstance(self.source, str):
+            raise ValueError("of several sources each names its own embeddings: give them beside the paths")
+
+    def open(self) -> Reader | Embedded | Mix:
+        return open_data(self.source, self.size, embeddings=self.embeddings, broken=self.broken)
+
+
+def open_data(
+    source: str | Path | SourceConfig | Sequence[str | Path | SourceConfig],
+    size: int | None,
+    *,
+    embeddings: str | Path | Store | None = None,
+    broken: Broken = "skip",
+) -> Reader | Embedded | Mix:
+    """Training data (the protocol `Data`) of one source, or of a list of them.
+
+    A source is a folder of pictures with .txt files or a captions table (jsonl, csv, tsv, parquet) or tar shards in it;
+    such a table; tar shards by path, glob, brace range or URL; embeddings alone (of `unclip embed` or `precompute`).
+    `embeddings` are joined by key.  size: pixels of the square pictures; None = none are read.  Of a list whose members
+    carry weights, `weights` of the result holds one number per sample, for `unclip.data.order.indices`.
+    """
+    if isinstance(source, (str, Path, SourceConfig)):
+        one = source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
+        if embeddings is not None and one.embeddings is not None:
+            raise ValueError(f"two embeddings were given for {one.path}: {one.embeddings} and another")
+        return _open_one(one.path, size, embeddings if embeddings is not None else one.embeddings, broken)
+    if embeddings is not None:
+        raise ValueError("of several sources each names its own embeddings: SourceConfig(path=..., embeddings=...)")
+    many = [one if isinstance(one, SourceConfig) else SourceConfig(path=str(one)) for one in source]
+    weights = [one.weight for one in many if one.weight is not None]
+    if weights and len(weights) < len(many):
+        without = next(one.path for one in many if one.weight is None)
+        raise ValueError(f"{without} has no weight, but other sources have: give each one, or none")
+    parts = [_open_one(one.path, size, one.embeddings, broken) for one in many]
+    return Mix(parts, [one.name or part.name for one, part in zip(many, parts)], weights or None)
+
+
+def open_embeddings(path: str | Path) -> Store:
+    """Embeddings of `unclip embed` (a folder, read bit by bit) or of `precompute` (one file, read whole)."""
+    return EmbeddingShards(path) if Path(path).is_dir() else Embeddings.load(path)
+
+
+def open_source(path: str | Path) -> Source | Store:
+    """What lies at `path`, told by what it looks like."""
+    text, place = str(path), Path(path)
+    if text.partition("?")[0].lower().endswith(TARS) or (any(c in text for c in "{*[") and not place.exists()):
+        return Shards(text)
+    if text.startswith("pipe:") or is_url(text):
+        raise ValueError(f"{text} is no tar shard (it ends in none of {', '.join(TARS)}), and only these are read from afar")
+    if place.is_dir():
+        if (place / INDEX).is_file():
+            return EmbeddingShards(place)
+        tars = sorted(str(tar) for tar in place.iterdir() if tar.name.lower().endswith(TARS) and not tar.name.startswith("."))
+        return Shards(tars) if tars and not find_table(place) else Folder(place)
+    if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
+        return Folder(place.parent, place)
+    if place.is_file() and place.suffix.lower() == ".safetensors":
+        return Embeddings.load(place)
+    wrong = "is no known kind of data" if place.exists() else "is not there"
+    raise ValueError(
+        f"{text} {wrong}: expected a folder of pictures with .txt files"
+        f" or one of {', '.join(TABLES[:4])}; tar shards (x.tar, 'x-{{000..127}}.tar', 's3://bucket/*.tar'); or embeddings"
+    )
+
+
+def _open_one(path: str, size: int | None, embeddings: str | Path | Store | None, broken: Broken) -> Reader | Embedded:
+    found = open_source(path)
+    if not isinstance(found, Source):
+        if size is not None or embeddings is not None:
+            asked = f"size={size}" if size is not None else "other embeddings"
+            raise ValueError(f"{path} holds embeddings and no pictures, but {asked} was asked for: name the pictures as source")
+        return Embedded(found, Path(path).resolve().stem)
+    store = open_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
+    return Reader(found, size, broken=broken, embeddings=store)

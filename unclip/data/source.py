@@ -1,0 +1,41 @@
+"""What the reader asks of a folder, a table or tar shards: keys, captions, and a picture's bytes by row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Captioned pictures somewhere.  Rows are sorted by key, so that their order does not tell how they are stored."""
+
+    name: str
+    left_out: dict[str, list[str]]  # what is wrong -> names of what is left out for it
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    def where(self, row: int) -> str:
+        """A name of the picture for people, with the suffix of its file."""
+        ...
+
+    def picture(self, row: int) -> bytes:
+        """The picture's file.  ValueError: it is broken; OSError: its place cannot be reached."""
+        ...
+
+    def captions(self, row: int) -> list[str]:
+        """At least one; it may be empty.  ValueError: they are broken."""
+        ...
+
+    def digest(self) -> str:
+        """Another one when keys, captions or pictures differ, as far as that shows without reading the pictures."""
+        ...
+
+
+def say_left_out(left_out: dict[str, list[str]]) -> None:
+    for what, names in left_out.items():
+        if names:
+            shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            warnings.warn(f"{len(names)} {what} and are left out: {shown}", stacklevel=1)

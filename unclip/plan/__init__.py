@@ -1,0 +1,8 @@
+"""What a training will need before it is paid for: parameters, memory of a card, FLOPs, days."""
+
+from .count import Count, count
+from .hollow import hollow
+from .plan import CARDS, Card, Memory, Plan, plan
+from .shapes import Shapes
+
+__all__ = ["CARDS", "Card", "Count", "Memory", "Plan", "Shapes", "count", "hollow", "plan"]

@@ -1,0 +1,252 @@
+"""What became of runs: their logs as a page of text and as a picture of curves, several runs over each other."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unclip.training.log import read_log
+
+from .examined import cost, judge
+
+PICTURES = (".png", ".svg", ".pdf", ".html")
+DASHES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of baselines
+BOOKKEEPING = {"step", "samples", "seconds", "ema", "skipped", "event"}
+
+
+class Curve(NamedTuple):
+    steps: list[int]
+    values: list[float]
+
+
+class Curves(NamedTuple):
+    """A run's log by name: of the training, of the examinations of held-out samples, and the steps where something happened."""
+
+    name: str
+    train: dict[str, Curve]
+    examined: dict[str, Curve]
+    skipped: list[int]
+    resumed: list[int]
+    last: dict[str, Any]  # the last line of the training
+    judged: dict[str, Any]  # the last examination
+
+
+class Panel(NamedTuple):
+    """One diagram: names of training curves, of examined ones, and whether its values span powers of ten."""
+
+    title: str
+    train: tuple[str, ...]
+    examined: tuple[str, ...] = ()
+    logarithmic: bool = False
+
+
+def report(runs: Sequence[str | Path], output: str | Path | None = None) -> str:
+    """A page of text about the runs in these folders; with `output` (.png, .svg, .pdf or .html) also their curves.
+
+    ValueError: a folder without a log, or an output of another kind.
+    """
+    output = None if output is None else Path(output)
+    if output is not None and output.suffix.lower() not in PICTURES:
+        raise ValueError(f"{output} cannot be drawn: write a file that ends in {', '.join(PICTURES)}")
+    if not runs:
+        raise ValueError("no run was given: name one or more run folders")
+    curves = [read(run, name) for run, name in zip(runs, _names([Path(run) for run in runs]))]
+    text = "\n\n".join(describe(one) for one in curves)
+    if output is not None:
+        _write(output, draw(curves, output.suffix.lower()) if output.suffix.lower() != ".html" else page(curves, text))
+    return text
+
+
+def read(run: str | Path, name: str | None = None) -> Curves:
+    """The log of a run."""
+    rows = read_log(run)
+    if not rows:
+        raise ValueError(f"{run} has no log (log.jsonl): is it a run folder, and has the run logged anything yet?")
+    lines = [row for row in rows if "event" not in row]
+    examined = [row for row in rows if row.get("event") == "examined"]
+    events = [row for row in rows if row.get("event") not in (None, "examined")]
+    return Curves(
+        name or Path(run).resolve().name,
+        _curves(lines),
+        _curves(examined),
+        [row["step"] for row in events if row["event"] == "skipped"],
+        [row["step"] for row in events if row["event"] in ("resumed", "continued")],
+        lines[-1] if lines else {},
+        examined[-1] if examined else {},
+    )
+
+
+def describe(run: Curves) -> str:
+    """What a reader without pictures should know."""
+    lines = [f"{run.name}: {_standing(run)}"]
+    for title, curves in (("training", run.train), ("held out", run.examined)):
+        shown = {name: curve for name, curve in curves.items() if "/" not in name and name not in BOOKKEEPING}
+        if shown:
+            lines.append(f"  {title:28} {'first':>10} {'best':>10} {'last':>10}")
+        for name, curve in shown.items():
+            judged = title == "held out" or name.startswith("loss")  # of a gradient norm nobody knows which is best
+            best = _short(min(zip((cost(name, value) for value in curve.values), curve.values))[1]) if judged else ""
+            lines.append(f"    {name:26} {_short(curve.values[0]):>10} {best:>10} {_short(curve.values[-1]):>10}")
+    found = judge(run.judged)
+    lines += [f"  against baselines, step {run.judged.get('step')}:"] if found else []
+    lines += [f"    {one}" for one in found]
+    lines += [f"  {len(run.skipped)} steps skipped: {_steps(run.skipped)}"] if run.skipped else []
+    lines += [f"  resumed {len(run.resumed)} times, after step {_steps(run.resumed)}"] if run.resumed else []
+    lines += [f"  {warning}" for warning in warnings(run)]
+    return "\n".join(lines)
+
+
+def warnings(run: Curves) -> list[str]:
+    """What looks wrong: a loss that does not fall, held-out losses that rise, conditions that are ignored."""
+    found = []
+    loss, held = run.train.get("loss"), run.examined.get("loss")
+    if loss and len(loss.values) >= 4 and loss.values[-1] >= loss.values[0]:
+        found.append("WARNING: the training loss has not fallen")
+    if held and len(held.values) >= 3 and held.values[-1] > 1.05 * min(held.values):
+        best = held.steps[held.values.index(min(held.values))]
+        found.append(f"WARNING: the held-out loss was lowest at step {best} and has risen since: overfitting")
+    for name, value in run.judged.items():
+        if name.startswith("change_") and value is not None and value < 1e-4:
+            found.append(f"WARNING: {name} is {value:.2g}: this condition is ignored")
+    if run.last.get("samples") and len(run.skipped) > 0.01 * run.last["step"]:
+        found.append("WARNING: more than one step in a hundred was skipped: look at the learning rate and the data")
+    return found
+
+
+def panels(runs: Sequence[Curves]) -> list[Panel]:
+    """The diagrams that these runs have curves for."""
+    train = {name: None for run in runs for name in run.train}
+    examined = {name: None for run in runs for name in run.examined}
+    quartiles = tuple(f"loss_q{q}" for q in range(1, 5))
+    first = [
+        Panel("loss", ("loss",), tuple(n for n in examined if n.partition("/")[0] == "loss"), logarithmic=True),
+        Panel("loss by timestep quartile", quartiles, logarithmic=True),
+        Panel("held-out loss by timestep quartile", (), quartiles, logarithmic=True),
+        Panel("gradient norm", ("grad_norm",), logarithmic=True),
+        Panel("learning rate", ("lr",)),
+        Panel("samples per second", ("samples_per_second",)),
+    ]
+    named = {name for panel in first for name in (*panel.train, *panel.examined)}
+    heads = {name.partition("/")[0]: None for name in examined if name not in named}
+    rest = [Panel(f"{head} (held out)", (), tuple(n for n in examined if n.partition("/")[0] == head)) for head in heads]
+    rest += [Panel(f"{name} (training)", (name,)) for name in train if name not in named | BOOKKEEPING and name != "mse"]
+    return [p for p in first + rest if any(n in train for n in p.train) or any(n in examined for n in p.examined)]
+
+
+def draw(runs: Sequence[Curves], kind: str = ".png") -> bytes:
+    """All diagrams on one picture.  ValueError: matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("curves are drawn by matplotlib, which is not installed: pip install matplotlib") from None
+
+    shown = panels(runs)
+    columns = min(3, max(1, len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(5.2 * columns, 3.3 * rows + 0.5), layout="constrained")
+    for k, panel in enumerate(shown):
+        _diagram(figure.add_subplot(rows, columns, k + 1), panel, runs)
+    figure.suptitle(", ".join(run.name for run in runs))
+    target = io.BytesIO()
+    # Without a date the same logs give the same bytes.
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind[1:]]
+    figure.savefig(target, format=kind[1:], dpi=100, metadata=metadata)
+    return target.getvalue()
+
+
+def page(runs: Sequence[Curves], text: str) -> bytes:
+    """One HTML file that holds picture and text."""
+    picture = draw(runs, ".svg").decode()
+    title = html.escape(", ".join(run.name for run in runs))
+    style = "body{font-family:sans-serif;margin:1em}svg{max-width:100%;height:auto}"
+    body = f"<h1>{title}</h1>\n{picture[picture.index('<svg') :]}\n<pre>{html.escape(text)}</pre>"
+    return f"<!doctype html>\n<meta charset='utf-8'>\n<title>{title}</title>\n<style>{style}</style>\n{body}\n".encode()
+
+
+def _diagram(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
+    many, drawn = len(runs) > 1, []
+    for r, run in enumerate(runs):
+        names = [(n, run.train[n], False) for n in panel.train if n in run.train]
+        names += [(n, run.examined[n], True) for n in panel.examined if n in run.examined]
+        for i, (name, curve, held) in enumerate(names):
+            baseline = "/" in name
+            # Runs have a colour each; one run alone has one for each curve.
+            colour = f"C{(r if many else i) % 10}"
+            label = f"{name.partition('/')[2]}" if baseline else "held out" if held and panel.train else name
+            label = f"{run.name}: {label}" if many and len(names) > 1 else run.name if many else label
+            dash = DASHES[i % len(DASHES)] if baseline else (0, (4, 1)) if held and panel.train else "-"
+            alone = "o" if len(curve.values) == 1 else "." if held and not baseline else None
+            shade = 0.55 if baseline else 0.3 + 0.7 * (i + 1) / len(names) if many and name.startswith("loss_q") else 1.0
+            axes.plot(curve.steps, curve.values, ls=dash, color=colour, alpha=shade, marker=alone, lw=1.4, label=label)
+            drawn.append(curve)
+        for step in run.resumed:
+            axes.axvline(step, color=f"C{r % 10}" if many else "grey", ls=":", lw=0.8)
+        if run.skipped:
+            height = [0.02] * len(run.skipped)
+            axes.plot(run.skipped, height, "x", color=f"C{r}" if many else "red", transform=axes.get_xaxis_transform(), ms=5)
+    if panel.logarithmic and all(value > 0 for curve in drawn for value in curve.values):
+        axes.set_yscale("log")
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(alpha=0.25)
+    if len(drawn) > 1:
+        axes.legend(fontsize=7, framealpha=0.6)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    names = {name: None for row in rows for name in row if name not in ("step", "event")}
+    found = {}
+    for name in names:
+        points = [(row["step"], float(row[name])) for row in rows if _is_number(row.get(name))]
+        if points:
+            found[name] = Curve([step for step, _ in points], [value for _, value in points])
+    return found
+
+
+def _standing(run: Curves) -> str:
+    last = run.last
+    if not last:
+        return f"no line of the training yet, examined at step {run.judged.get('step')}"
+    parts = [f"step {last['step']:,}"]
+    parts += [f"{last['samples']:,} samples"] if "samples" in last else []
+    parts += [f"{last['seconds'] / 3600:.1f} hours"] if "seconds" in last else []
+    parts += [f"{last['samples_per_second']:.4g} samples a second"] if "samples_per_second" in last else []
+    return ", ".join(parts)
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Folder names, with as much of the path as tells them apart."""
+    paths = [run.resolve() for run in runs]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (" ..." if len(steps) > 8 else "")
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,136 @@
+"""A self-test before the real training: does the stage learn a handful of samples by heart, and does it use what it is given?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from unclip.data.order import Data
+from unclip.examined import Judged, judge
+from unclip.randomness import Noise
+from unclip.types import Batch, Task
+
+from .config import TrainConfig
+from .examine import Examiner
+from .loop import train
+
+STEPS = 400
+# The baselines that a stage reaches which learns nothing or does not look at its condition.
+BLIND = ("start", "other", "chance", "bicubic")
+
+
+class Verdict(NamedTuple):
+    """`passed`: every check did.  `text`: what was found, one paragraph.  `numbers`: of the examination afterwards."""
+
+    passed: bool
+    text: str
+    checks: tuple[tuple[Judged, bool], ...]
+    numbers: dict[str, float | None]
+
+
+class First:
+    """The first n samples of some data, clean: no augmentation, the first caption."""
+
+    def __init__(self, data: Data, n: int):
+        self.data, self.keys = data, list(data.keys[:n])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
+        return self.data.batch(indices, None)
+
+
+def overfit(task: Task, data: Data, config: TrainConfig, run_dir: str | Path, n: int, steps: int = STEPS) -> Verdict:
+    """Train `task` on the first n samples and say whether it is wired right; its model is left with the averaged weights.
+
+    The settings are `config`'s but for the length, a constant rate, a batch of at most n and an average of the weights that
+    a short run reaches.  On several processes all return the same.  ValueError: fewer than 2 samples.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision="no")
+    n = min(n, len(data))
+    if n < max(2, accelerator.num_processes):
+        raise ValueError(f"a self-test needs at least {max(2, accelerator.num_processes)} samples, not {n}")
+    few, config = First(data, n), short(config, n, steps, accelerator.num_processes)
+    task.to(accelerator.device)
+    examiner = Examiner(task, few, config, accelerator)
+    start = _examine(task, examiner, 0)
+    trained = train(task, few, config, run_dir)
+    task.model.load_state_dict(trained.ema)
+    return verdict(start, _examine(task, examiner, trained.step), n, trained.step)
+
+
+def short(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfig:
+    """The settings of a self-test on n samples."""
+    batch = min(config.batch, n) // world * world
+    ema = min(min(config.decays), 0.98)
+    changes: dict[str, Any] = {"steps": steps, "batch": batch, "warmup": min(config.warmup, steps // 20), "decay": "constant"}
+    changes |= {"ema": ema, "examine_samples": n, "sample_every": None, "examine_every": None, "best": None, "trackers": ()}
+    changes["shard"] = False  # every process loads the averaged weights
+    micro = config.micro_batch
+    return config.replace(**changes, micro_batch=None if micro is None or batch // world % micro else micro)
+
+
+def verdict(start: Mapping[str, float | None], end: Mapping[str, float | None], n: int, steps: int) -> Verdict:
+    """Judge the examinations before and after `steps` steps on n samples."""
+    row = dict(end) | {"loss/start": start.get("loss")}
+    telling = [found for found in judge(row) if found.baseline in BLIND and found.number != "sharpness"]
+    # Among five samples or fewer everybody has the right one among the first five.
+    telling = [found for found in telling if found.baseline != "chance" or not found.number.endswith("R@5") or n > 5]
+    checks = tuple((found, _enough(found)) for found in telling)
+    finite = end.get("loss") is not None
+    passed = finite and bool(checks) and all(fine for _, fine in checks)
+    said = [f"{found.number} {found.value:.3g} ({found.baseline} {found.base:.3g})" for found, fine in checks if fine]
+    missed = [_missed(found) for found, fine in checks if not fine]
+    ignored = [name.removeprefix("change_") for name, value in end.items() if name.startswith("change_") and value == 0]
+    parts = [f"After {steps} steps on {n} samples this stage is {'wired right' if passed else 'NOT wired right'}."]
+    parts += [] if finite else ["The loss is not a number."]
+    parts += [f"It fails: {'; '.join(missed)}."] if missed else []
+    parts += [f"The output does not change at all with another {' or '.join(ignored)}: it is ignored."] if ignored else []
+    parts += [f"Good: {', '.join(said)}."] if said else []
+    return Verdict(passed, " ".join(parts), checks, dict(end))
+
+
+def _enough(found: Judged) -> bool:
+    """Is a number so much better than what a blind stage reaches that chance is no excuse?"""
+    value, base = found.value, found.base
+    if found.number == "psnr":
+        return value > base + 0.5
+    if found.number == "loss" and found.baseline == "start":
+        return value < base - 0.25 * abs(base)
+    if found.number.startswith(("loss", "error")):
+        return value < 0.9 * base
+    return value > base + 0.25 * (1 - base)  # cosines and hit rates: a quarter of the way to 1
+
+
+def _missed(found: Judged) -> str:
+    why = {
+        "start": f"the loss was {found.base:.3g} at the start and is {found.value:.3g}: is anything trained, and at what rate?",
+        "other": f"{found.number} is {found.value:.3g} where {found.base:.3g} is what another sample gets: "
+        "the condition is ignored, or belongs to other samples",
+        "chance": f"{found.number} is {found.value:.3g}, chance {found.base:.3g}: captions and pictures do not belong together",
+        "bicubic": f"{found.number} is {found.value:.3g}, bicubic's {found.base:.3g}: nothing is gained over resizing",
+    }
+    return why[found.baseline]
+
+
+def _examine(task: Task, examiner: Examiner, step: int) -> dict[str, float | None]:
+    modes = [(module, module.training) for module in task.modules()]
+    task.eval()
+    try:
+        with torch.random.fork_rng(_devices(task)):
+            return examiner(step)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _devices(task: nn.Module) -> list[int]:
+    device = next(task.parameters()).device
+    return [device.index or 0] if device.type == "cuda" else []
