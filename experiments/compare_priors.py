@@ -96,18 +96,18 @@ def learning(run: Run, subject: Subject, drawn: Drawn) -> None:
 def plot(records: Sequence[dict[str, Any]]) -> bytes:
     """Held-out cosine and R@5 over training FLOPs, a thin line per seed and a thick one for their mean."""
     figure, parts = axes(1, 2, "Held-out captions, equal parameters: what training compute buys")
-    colours = {DIFFUSION: "tab:blue", AR: "tab:orange"}
+    lines = [(DIFFUSION, "", "tab:blue", "-"), (AR, curves.COOLER, "tab:orange", "-"), (AR, "", "tab:orange", ":")]
     names = {"cosine": "cosine of a draw to the true z_i", "R@5": "true picture among the 5 nearest of all"}
     for part, metric in zip(parts, curves.METRICS):
-        for name, colour in colours.items():
-            own = [record["points"] for record in records if record["prior"] == name]
+        for name, told, colour, style in lines:
+            own, key = [record["points"] for record in records if record["prior"] == name], f"{metric}{told}"
             for points in own:
-                part.plot([p["flops"] for p in points], [p[metric] for p in points], color=colour, alpha=0.35, linewidth=1)
+                part.plot([p["flops"] for p in points], [p[key] for p in points], style, color=colour, alpha=0.35, linewidth=1)
             count = min(map(len, own))
-            means = [sum(points[i][metric] for points in own) / len(own) for i in range(count)]
+            means = [sum(points[i][key] for points in own) / len(own) for i in range(count)]
             size = next(r["parameters"] for r in records if r["prior"] == name)
-            label = f"{name}, {size / 1e6:.1f}M parameters, mean of {len(own)} seeds"
-            part.plot([p["flops"] for p in own[0][:count]], means, color=colour, marker="o", linewidth=2, label=label)
+            label = f"{name}{told}, {size / 1e6:.1f}M parameters, mean of {len(own)} seeds"
+            part.plot([p["flops"] for p in own[0][:count]], means, style, color=colour, marker="o", linewidth=2, label=label)
         part.set_xscale("log")
         part.set_xlabel("training FLOPs")
         part.set_ylabel(names[metric])
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/priors"), help="of what is trained (default: runs/priors)")
     parser.add_argument("--steps", type=int, default=TRAIN.steps, help=f"of a prior trained for the table ({TRAIN.steps})")
     parser.add_argument("--seeds", type=int, default=3, help="of the curves (default: 3)")
-    parser.add_argument("--curve-steps", type=int, nargs="+", default=[25, 50, 100, 200, 400, 800], help="of the AR prior")
+    parser.add_argument("--curve-steps", type=int, nargs="+", default=[12, 25, 50, 100, 200, 400], help="of the AR prior")
     parser.add_argument("--curve-ratio", type=int, default=3, help="steps of the diffusion prior per step of the AR prior")
     figures.main("compare_priors", parser, draw, arguments)
 

@@ -17,6 +17,7 @@ from prior import (
     ARNetworkConfig,
     ARPrior,
     ARPriorConfig,
+    ARSampling,
     ContrastivePrior,
     ContrastivePriorConfig,
     DiffusionPrior,
@@ -125,7 +126,11 @@ class ARPriorRecipe(Recipe, frozen=True, kw_only=True):
 
 
 def ar_prior() -> ARPriorRecipe:
-    """The diffusion prior's transformer, conditions and training; with its tables 7 % more parameters."""
+    """The diffusion prior's transformer and conditions; with its tables 7 % more parameters.
+
+    A pass over the data costs 2.9 times the diffusion prior's, and is learnt by heart sooner: after 2,500 steps held-out
+    draws were worse than after 800.  So it takes 1,000, which is about as much compute.
+    """
     base = prior()
     network = base.model.network
     return ARPriorRecipe(
@@ -138,8 +143,9 @@ def ar_prior() -> ARPriorRecipe:
                 states_width=network.states_width,
             ),
             quantizer=QuantizerConfig(dims=0.99, buckets=1024),
+            sampling=ARSampling(temperature=0.5),  # held-out cosine 0.90; 0.87 at 1, 0.90 at 0, which draws nothing
         ),
-        train=base.train,
+        train=base.train.replace(steps=1000),
     )
 
 

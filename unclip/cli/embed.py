@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .common import Device, Errors
 from .data import Source
 
-if TYPE_CHECKING:
-    from unclip.clip.encoder import CLIP
-
 
 def embed(
     source: Source,
     folder: Annotated[Path, typer.Argument(help="New, or one that an earlier run of the same began.")],
-    model: Annotated[str, typer.Option(help="A pipeline (shipped name, folder, hub id) or a CLIP's own folder.")] = "emoji",
+    model: Annotated[str, typer.Option(help='The CLIP: of a pipeline, a folder, a run, or "open_clip:NAME:TAG".')] = "emoji",
     per_shard: Annotated[int, typer.Option(help="Pictures in a shard: the piece of work that a process takes.", min=1)] = 1024,
     batch: Annotated[int, typer.Option(help="Pictures, and captions, encoded at once.", min=1)] = 64,
     dtype: Annotated[str, typer.Option(help="What is stored: float32, or float16 for half the disk.")] = "float32",
@@ -40,6 +37,8 @@ def embed(
         from unclip.data.reader import Reader
         from unclip.data.source import Source as PictureSource
 
+        from .training import open_clip
+
         if dtype not in ("float32", "float16"):
             raise ValueError(f"no dtype {dtype!r}; embeddings are stored in float32 or float16")
         # What torchrun tells each process; they share the work without ever talking to each other.
@@ -51,7 +50,7 @@ def embed(
             raise ValueError(f"{source} holds embeddings already; give the pictures")
         data = Reader(found, None)
         try:
-            clip = load_clip(model).to(torch.device(device))
+            clip = open_clip(model).to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
         disable = True if rank else None
@@ -74,14 +73,3 @@ def embed(
         new = f"{len(done.written)} shards written with {done.pictures} pictures{broken}"
         typer.echo(f"{told}{new}, {len(done.skipped)} there already")
 
-
-def load_clip(model: str) -> CLIP:
-    """The CLIP of a pipeline, or the one that a folder holds alone."""
-    from unclip.checkpoint import CONFIG, INDEX, open_pipeline
-    from unclip.clip.encoder import CLIP
-
-    if (Path(model) / CONFIG).is_file() and not (Path(model) / INDEX).is_file():
-        return CLIP.from_pretrained(model)
-    clip = open_pipeline(model).parts["clip"]()
-    assert isinstance(clip, CLIP)
-    return clip

@@ -94,9 +94,7 @@ def clip_loss(z_i: Float[Tensor, "b d"], z_t: Float[Tensor, "b d"], scale: Tenso
     """open_clip's ClipLoss on unit embeddings, over the negatives of all processes when there are several."""
     from open_clip.loss import ClipLoss
 
-    rank, world = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, world = _processes()
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(z_i, z_t, scale)
 
 
@@ -120,6 +118,20 @@ def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], part: float, 
     return ids.masked_fill(inner & (noise.uniform((ids.shape[1],)) < part), UNKNOWN)
 
 
+@torch.no_grad()
 def _hits(a: Tensor, b: Tensor) -> Tensor:
-    """1 where the nearest of the batch is one's own, else 0."""
-    return ((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float()
+    """1 where the nearest of the global batch is one's own, else 0."""
+    rank, world = _processes()
+    everyone = b
+    if world > 1:
+        pieces = [torch.empty_like(b) for _ in range(world)]
+        torch.distributed.all_gather(pieces, b.contiguous())
+        everyone = torch.cat(pieces)
+    return ((a @ everyone.T).argmax(1) == rank * len(a) + torch.arange(len(a), device=a.device)).float()
+
+
+def _processes() -> tuple[int, int]:
+    """Own number, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
