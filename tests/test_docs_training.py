@@ -23,7 +23,7 @@ CAPTIONS = ["red heart", "grinning cat", "thumbs up", "a dog"]
 def pictures(folder: Path, start: int, count: int) -> None:
     (folder / "some").mkdir(parents=True)
     made = resize(Noise.of(1, range(start, start + count)).uniform((3, 4, 4)) * 1.6 - 0.8, (256, 256), "bilinear")
-    for i, picture in enumerate(made):
+    for i, picture in enumerate(made, start):
         to_pil(picture).save(folder / "some" / f"{i:02}.jpg")
         (folder / "some" / f"{i:02}.txt").write_text(CAPTIONS[i % len(CAPTIONS)])
 

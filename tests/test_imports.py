@@ -23,7 +23,7 @@ STAGES = {"prior", "decoder", "upsamplers"}
 LAYERS = [
     {"unclip.types", "unclip.config", "unclip.randomness", "unclip.nn", "unclip.diffusion"},
     {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.results", "unclip.metrics"}
-    | {"unclip.edits", "unclip.pca", "unclip.examined", "unclip.report", "unclip.plan"},
+    | {"unclip.edits", "unclip.offload", "unclip.pca", "unclip.examined", "unclip.report", "unclip.plan"},
     {"unclip.convert"} | STAGES,
     {"unclip.pipeline", "unclip.manipulate"},
     {"unclip.cli"},

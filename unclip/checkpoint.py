@@ -78,10 +78,13 @@ class Part(nn.Module, Generic[C]):
     config_class: ClassVar[type[Config]]
     config: C
     clip_identity: Mapping[str, Any] | None = None  # of the CLIP it was trained with, when it comes from a pipeline
+    offload: Any = None  # the unclip.offload.Offload that reads its weights when it is used; None = they are here
+    kept_fingerprint: str | None = None  # of weights that are not here
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        where: torch.device = next(self.parameters()).device if self.offload is None else self.offload.device
+        return where
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and `model.safetensors` (parameters in `dtype`, when given) into a new `folder`."""
@@ -341,6 +344,8 @@ def fingerprint(part: object) -> str:
 
     Of each tensor the ends are read, in half precision: any training changes them, storing them in float16 does not.
     """
+    if isinstance(part, Part) and part.kept_fingerprint is not None:
+        return part.kept_fingerprint
     digest = hashlib.blake2b(type(part).__name__.encode(), digest_size=8)
     config = part.record() if isinstance(part, Part) else getattr(part, "config", None)
     if isinstance(config, Config):

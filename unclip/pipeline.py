@@ -17,6 +17,7 @@ from unclip.clip.identity import identity, same_identity
 
 from . import checkpoint, manipulate, pca
 from .config import Config
+from .offload import Offload
 from .randomness import Noise
 from .results import Generation, Latent
 from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move
@@ -64,8 +65,9 @@ class UnCLIP:
         modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
         for module in modules:
             module.eval()
-        weights = [next(module.parameters(), None) for module in modules]
-        self.device = next((weight.device for weight in weights if weight is not None), torch.device("cpu"))
+        self.offload: Offload | None = next((found for m in modules if (found := getattr(m, "offload", None))), None)
+        places = [getattr(module, "offload", None) or next(module.parameters(), None) for module in modules]
+        self.device = next((place.device for place in places if place is not None), torch.device("cpu"))
         self.dtype = torch.float32
         self.candidates, self.name, self.provenance = candidates, name, dict(provenance or {})
         self.pca = components
@@ -96,12 +98,16 @@ class UnCLIP:
         """This pipeline with another prior, all other parts shared.
 
         prior: an object, or the shipped name, folder or hub id of a pipeline whose prior is taken (`part`: "prior" or
-        "ar_prior"); it goes where this one is.  ValueError: it was trained with another CLIP.
+        "ar_prior"); it goes where this one is, with the candidates of its pipeline unless others are given.  ValueError: it
+        was trained with another CLIP.
         """
         if isinstance(prior, (str, Path)):
             stored = checkpoint.open_pipeline(prior)
-            loaded: Any = _load_prior(stored, part, prior).to(self.device)
+            load = _prior_of(stored, part, prior)
+            loaded: Any = self.offload.add(load) if self.offload else load().to(self.device)
             loaded.clip_identity = stored.clip_identity
+            if candidates is None and part == checkpoint.PRIORS[0]:
+                candidates = stored.candidates
         else:
             loaded = prior
         made = UnCLIP(
@@ -125,8 +131,10 @@ class UnCLIP:
         target, dtype = torch.device(device or self.device), dtype or self.dtype
         if dtype == torch.float16 and target.type == "cpu":
             raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
+        if self.offload is not None and target != self.offload.device:
+            self.offload.to(target)
         for part in self.parts.values():
-            if isinstance(part, nn.Module):
+            if isinstance(part, nn.Module) and getattr(part, "offload", None) is None:
                 part.to(target)
         self.device, self.dtype = target, dtype
         return self
@@ -308,16 +316,22 @@ class UnCLIP:
         classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
         dtype: torch.dtype | None = None,
         prior: str = "prior",
+        offload: bool = False,
     ) -> UnCLIP:
         """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"; also Karlo's weights.
 
         classes: what class names of the checkpoint mean that are not unclip's own, as {"MyPrior": MyPrior}.
         dtype: what the weights are held in, float32 when not given; half of it halves the memory.
         prior: which of the parts draws the embeddings; "ar_prior" where there is one.
+        offload: at most one part's weights are in memory, read from the files when it is used (see unclip.offload); the same
+        pictures to the last bit.
         """
         stored = checkpoint.open_pipeline(source, classes, dtype)
-        parts: dict[str, Any] = {"clip": None, prior: _load_prior(stored, prior, source)}
-        parts |= {name: load() for name, load in stored.parts.items() if name not in checkpoint.PRIORS}
+        loads = {prior: _prior_of(stored, prior, source)}
+        loads |= {name: load for name, load in stored.parts.items() if name not in (*checkpoint.PRIORS, "clip")}
+        loads["clip"] = stored.parts["clip"]  # last, because it is asked at once which one it is
+        keeper = Offload() if offload else None
+        parts: dict[str, Any] = {name: keeper.add(load) if keeper else load() for name, load in loads.items()}
         pipe = cls(
             parts["clip"],
             parts[prior],
@@ -334,11 +348,11 @@ class UnCLIP:
         return pipe
 
 
-def _load_prior(stored: checkpoint.Stored, part: str, source: str | Path) -> checkpoint.Part[Any]:
+def _prior_of(stored: checkpoint.Stored, part: str, source: str | Path) -> Callable[[], checkpoint.Part[Any]]:
     priors = [name for name in checkpoint.PRIORS if name in stored.parts]
     if part not in priors:
         raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors)}")
-    return stored.parts[part]()
+    return stored.parts[part]
 
 
 def _checked(captions: list[str]) -> list[str]:

@@ -21,9 +21,12 @@ First = Annotated[int, typer.Option(help="Number of the first picture: picture k
 Guidance = Annotated[float | None, typer.Option(help="Guidance of the decoder; 1 = off.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="What networks compute in: float32, bfloat16 or float16.")]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep one stage's weights in memory at a time, read from the files: less memory, slower.")
+]
 
 
-def load(model: str, device: str, dtype: str, prior: str = "prior") -> UnCLIP:
+def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False) -> UnCLIP:
     """The pipeline, on its device; ValueError for a device that is not there.  `prior`: the part that draws embeddings."""
     import torch
 
@@ -38,7 +41,7 @@ def load(model: str, device: str, dtype: str, prior: str = "prior") -> UnCLIP:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return UnCLIP.from_pretrained(model, prior=prior).to(device, types[dtype])
+    return UnCLIP.from_pretrained(model, prior=prior, offload=offload).to(device, types[dtype])
 
 
 class Errors:

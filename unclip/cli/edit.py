@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from .common import Device, Dtype, Errors, First, Guidance, Model, Seed, load
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load
 from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ def vary(
     refine: Refine = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    offload: Offload = False,
 ) -> None:
     """Draw variations of a picture: what it shows, with other details."""
     with Errors():
         if fresh:
             _refuse("with --fresh", {"--eta": eta, "--inversion-steps": inversion_steps, "--refine": refine})
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source, eta = read_source(image), 1.0 if eta is None else eta
         if fresh:
             count = job.own
@@ -84,6 +85,7 @@ def interpolate(
     refine: Refine = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    offload: Offload = False,
 ) -> None:
     """Draw a path from picture to picture, or from caption to caption."""
     with Errors():
@@ -91,7 +93,7 @@ def interpolate(
             raise ValueError(f"--x-t {x_t!r} not understood: write slerp or fixed")
         if x_t == "fixed":
             _refuse("with --x-t fixed", {"--inversion-steps": inversion_steps, "--refine": refine})
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         given = [read_source(source) for source in sources]
         latents = [source for source in given if not isinstance(source, str)]
         back = len(job.way(latents[0] if latents else None)) - 1
@@ -127,10 +129,11 @@ def diff(
     refine: Refine = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    offload: Offload = False,
 ) -> None:
     """Turn a picture towards what one caption says and another does not."""
     with Errors():
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         picture = read_source(image)
         with job.bars(len(job.way(picture)) - 1) as bars:
             edit = job.pipe.text_diff(
@@ -160,6 +163,7 @@ def reconstruct(
     refine: Refine = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    offload: Offload = False,
 ) -> None:
     """Draw a picture from its latent again, or from the first principal components of its embedding."""
     with Errors():
@@ -168,7 +172,7 @@ def reconstruct(
         else:
             _refuse("with --pca", {"--inversion-steps": inversion_steps, "--refine": refine})
         components = None if pca is None else _numbers(pca)
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine)
+        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source = read_source(image)
         with job.bars(len(job.way(source)) - 1 if components is None else job.own) as bars:
             if components is None:
@@ -185,6 +189,7 @@ def invert(
     inversion_steps: InversionSteps = None,
     refine: Refine = None,
     device: Device = "cpu",
+    offload: Offload = False,
 ) -> None:
     """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
     with Errors():
@@ -193,7 +198,7 @@ def invert(
         check_output(output, (LATENT,), folder=False)
         if is_latent(image):
             raise ValueError(f"{image} is a latent already: give the picture")
-        pipe = load(model, device, "float32")
+        pipe = load(model, device, "float32", "prior", offload)
         job = Job(pipe, pipe.sizes[0], inversion_of(pipe, inversion_steps, refine))
         with job.bars(job.own) as bars:
             latent = pipe.invert(image, inversion=job.inversion, progress=bars)

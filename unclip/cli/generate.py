@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .bars import Bars
-from .common import Device, Dtype, Errors, First, Guidance, Model, Seed, load
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load
 from .settings import PRESETS, diffuses, passes, settings, upsamplers
 
 KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the parts that they are
@@ -30,6 +30,7 @@ def generate(
     preset: Annotated[str | None, typer.Option(help=f"Sampling of all stages: {', '.join(PRESETS)}.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    offload: Offload = False,
 ) -> None:
     """Draw pictures for captions."""
     with Errors():
@@ -40,7 +41,7 @@ def generate(
             raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         if prior not in KINDS:
             raise ValueError(f"no prior {prior!r}; there are {', '.join(KINDS)}")
-        pipe = load(model, device, dtype, KINDS[prior])
+        pipe = load(model, device, dtype, KINDS[prior], offload)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
         with Bars(pipe, {name: passes(pipe.parts[name], how) for name, how in samplings.items()}) as bars:
             result = pipe.generate(

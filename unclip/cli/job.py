@@ -58,6 +58,7 @@ def open_job(
     guidance: float | None,
     inversion_steps: int | None,
     refine: int | None,
+    offload: bool = False,
 ) -> Job:
     """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
     from unclip.edits import ANIMATIONS
@@ -67,7 +68,7 @@ def open_job(
     check_output(output, (".png", *ANIMATIONS))
     if guidance is not None:
         Sampling(guidance=guidance)
-    pipe = load(model, device, dtype)
+    pipe = load(model, device, dtype, "prior", offload)
     if size is None:
         size = max([s for s in pipe.sizes if s <= LARGEST], default=pipe.sizes[0])
     pipe.stages(size)  # refuses what it does not make

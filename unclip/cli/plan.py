@@ -52,7 +52,7 @@ def of_training(training: Training) -> tuple[Task, Shapes]:
     there = isinstance(training.data.source, str) and Path(training.data.source).exists()
     embedded = training.data.embeddings is not None or (there and holds_embeddings(training.data))
     settings = CLIPTaskConfig.from_json(json.dumps(training.task), source="task")
-    size = training.data.size or size_of(training, config, teacher)
+    size = training.data.size or size_of(training, training.data, config, teacher)
     return outline(config, teacher, size, embedded, settings)
 
 

@@ -45,7 +45,7 @@ def starter(
     return Training(
         stage=stage,
         data=data,
-        held_out=None if held_out is None else data.replace(source=held_out),
+        held_out=None if held_out is None else DataConfig(source=held_out, size=size),  # too few to be worth embeddings
         train=_train(stage, scale),
         model=model,
         start=start,

@@ -83,9 +83,9 @@ def build(training: Training, device: torch.device | str = "cpu", say: Any = pri
     clip = open_clip(training.clip).to(device).requires_grad_(False) if training.clip else None
     config = None if training.start else config_of(training)
     part: Any = _start(training, clip) if config is None else None
-    size = training.data.size or size_of(training, part.config if part else config, clip)
-    data = training.data.replace(size=size).open()
-    held_out = training.held_out.replace(size=training.held_out.size or size).open() if training.held_out else None
+    described = part.config if part else config
+    data = _open(training, training.data, described, clip)
+    held_out = _open(training, training.held_out, described, clip) if training.held_out else None
     if config is not None:
         part = _fresh(training, resolved(config, data, clip))
     if training.stage == "clip":
@@ -180,13 +180,20 @@ def _start(training: Training, clip: CLIP | None) -> Any:
     return part
 
 
-def size_of(training: Training, config: Any, clip: CLIP | None) -> int | None:
+def _open(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> Data:
+    return data.replace(size=data.size or size_of(training, data, config, clip)).open()
+
+
+def size_of(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> int | None:
     """The side of the pictures read, in pixels, where the data do not say.  None: embeddings are all that is read."""
     if training.stage == "clip":
         return int(config.architecture.vision.image_size) if config.architecture else _named_size(config.name)
     if training.stage == "upsampler":
         raise ValueError('data.size is missing: the side of the pictures that the upsampler shall make, for instance "size": 256')
-    embedded = training.data.embeddings is not None or holds_embeddings(training.data)
+    embedded = data.embeddings is not None or holds_embeddings(data)
+    if clip is not None and not embedded and not clip.image_size:
+        told = f"the CLIP {training.clip} has no image tower, so it cannot embed the pictures to learn from"
+        raise ValueError(f"{told}: take weights that have one, or give data.embeddings")
     if training.stage == "decoder":
         return int(config.image_size) if embedded or clip is None else max(int(config.image_size), clip.image_size)
     return None if embedded or clip is None else clip.image_size

@@ -128,12 +128,12 @@ def assemble(recipes: dict[str, Recipe], folder: Path, source: str, layout: str,
         return part
 
     def with_null(recipe: Recipe) -> Part[Any]:
+        if not empty:
+            clip()  # and let go of it: one part in memory at a time
         part = recipe.make(dtype)
         assert isinstance(part, (DiffusionPrior, Decoder))
         if isinstance(part, DiffusionPrior):
             check_statistics(part, recipe.where)
-        if not empty:
-            clip()
         part.set_null(empty[0])
         return part
 
