@@ -44,6 +44,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
 
     config_class = ContrastivePriorConfig
     candidates = length = 1  # every draw is the same, and takes one pass
+    couples_samples = True  # by its loss
 
     def __init__(self, config: ContrastivePriorConfig):
         super().__init__()

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prior import ContrastivePrior, ContrastivePriorConfig, PriorNetworkConfig
+from prior import ContrastivePrior, ContrastivePriorConfig, PriorNetworkConfig, PriorTask
 from prior.scaling import STD
+from unclip.data.embeddings import Embeddings
+from unclip.data.reader import Embedded
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
+from unclip.training import TrainConfig, train
 from unclip.types import Sampling, Text
 
 CONFIG = ContrastivePriorConfig(
@@ -100,3 +103,12 @@ def test_bad_settings(changes: dict[str, float]) -> None:
 def test_sampling_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="draws nothing"):
         made().sample(captions(), noise=Noise.of(0, range(4)), sampling=Sampling(guidance=3.0))
+
+
+def test_a_batch_is_not_trained_in_pieces(tmp_path: Path) -> None:
+    text, z_i = captions(), images(4)
+    data = Embeddings([str(i) for i in range(4)], z_i, text)
+    config = TrainConfig(steps=1, batch=4, lr=1e-3, micro_batch=2)
+    with pytest.raises(ValueError, match="micro_batch is 2, but the loss of a ContrastivePrior"):
+        train(PriorTask(made()), Embedded(data, "x"), config, tmp_path / "run")
+    train(PriorTask(made()), Embedded(data, "x"), config.replace(micro_batch=None), tmp_path / "run")

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.emoji.measure import Subject
-from experiments.priors.material import Embedded
 from prior import (
     ARNetworkConfig,
     ARPrior,
@@ -25,6 +24,8 @@ from prior import (
     PriorTask,
 )
 from unclip.checkpoint import open_pipeline
+from unclip.data.embeddings import Embeddings
+from unclip.data.reader import Embedded
 from unclip.randomness import Noise
 from unclip.training import TrainConfig, train
 from unclip.types import Text, best_of, move
@@ -75,7 +76,7 @@ def contestants(subject: Subject, model: str, runs: Path, steps: int) -> list[Co
     for name, (prior, samples) in priors.items():
         found[name] = of_prior(name, prior.to(pipe.device).eval(), training_flops(subject, prior) * samples)
     linear = LinearPrior(LinearPriorConfig(embed_dim=pipe.clip.embed_dim))
-    known = train_embeddings(subject).embeddings
+    known = train_embeddings(subject)
     assert known.text is not None
     linear.fit(known.image_embed, known.text.embed)
     n, d = known.image_embed.shape
@@ -100,9 +101,8 @@ def as_text(text: Text, noise: Noise, n: int) -> Tensor:
     return text.embed[:, None].expand(-1, n, -1)
 
 
-def train_embeddings(subject: Subject) -> Embedded:
-    keys = [subject.data.keys[i] for i in subject.members["train"]]
-    return Embedded(subject.embeddings.select(keys))
+def train_embeddings(subject: Subject) -> Embeddings:
+    return subject.embeddings.select([subject.data.keys[i] for i in subject.members["train"]])
 
 
 def fresh(subject: Subject, name: str, seed: int) -> Any:
@@ -111,7 +111,7 @@ def fresh(subject: Subject, name: str, seed: int) -> Any:
     if not isinstance(own, DiffusionPrior):
         raise ValueError(f"others are made like the pipeline's diffusion prior; this one has a {type(own).__name__}")
     base: PriorConfig = own.config
-    known = train_embeddings(subject).embeddings
+    known = train_embeddings(subject)
     assert known.text is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def fresh(subject: Subject, name: str, seed: int) -> Any:
 def trained(subject: Subject, name: str, config: TrainConfig, run_dir: Path) -> Any:
     """A prior of a kind, trained in `run_dir`, where an interrupted training goes on and an ended one is taken."""
     prior = fresh(subject, name, config.seed)
-    done = train(PriorTask(prior), train_embeddings(subject), config, run_dir)
+    done = train(PriorTask(prior), Embedded(train_embeddings(subject), name), config, run_dir)
     prior.load_state_dict(done.ema)
     return ready(subject, prior.eval())
 
@@ -147,7 +147,7 @@ def trained(subject: Subject, name: str, config: TrainConfig, run_dir: Path) -> 
 def ready(subject: Subject, prior: Any, n: int = 256) -> Any:
     """A diffusion prior's analytic variance, which is measured after training; nothing for the others."""
     if isinstance(prior, DiffusionPrior):
-        known = train_embeddings(subject).embeddings
+        known = train_embeddings(subject)
         some = known.select(known.keys[:: max(1, len(known) // n)][:n])
         assert some.text is not None
         noise = Noise.of(0, range(len(some))).at("measure")

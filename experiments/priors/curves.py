@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from experiments.emoji.measure import Subject
 from experiments.priors.contestants import AR, DIFFUSION, TRAIN, fresh, of_prior, ready, train_embeddings, training_flops
 from prior import PriorTask
+from unclip.data.reader import Embedded
 from unclip.metrics import ranks, recall_at
 from unclip.randomness import Noise
 from unclip.results import write_files
@@ -60,7 +61,7 @@ def learn(subject: Subject, name: str, seed: int, steps: Sequence[int], run_dir:
     missing = [k for k in sorted(steps) if k not in known]
     if not missing:
         return record
-    prior, data = fresh(subject, name, seed), train_embeddings(subject)
+    prior, data = fresh(subject, name, seed), Embedded(train_embeddings(subject), name)
     per_sample = training_flops(subject, prior)
     record |= {"prior": name, "seed": seed, "parameters": sum(p.numel() for p in prior.parameters()), "flops": per_sample}
     for k in missing:

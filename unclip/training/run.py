@@ -103,6 +103,11 @@ class Run:
 def prepare(task: Task, config: TrainConfig, init: dict[str, Tensor] | None) -> nn.Module:
     """`task.model` ready to train: `init` loaded, float32 weights, memory format; all else in the task frozen."""
     model = task.model
+    if config.micro_batch is not None and getattr(model, "couples_samples", False):
+        raise ValueError(
+            f"micro_batch is {config.micro_batch}, but the loss of a {type(model).__name__} makes the samples of a batch each "
+            "other's negatives: in pieces it would be another loss. Set micro_batch to null; checkpointing also saves memory"
+        )
     own = {id(parameter) for parameter in model.parameters()}
     for parameter in task.parameters():
         if id(parameter) not in own:
