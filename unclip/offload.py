@@ -66,9 +66,17 @@ class Offload:
                 self.release()
                 # Parameters alone: statistics that were measured since are the part's own.
                 for own, fresh in zip(part.modules(), load().modules(), strict=True):
-                    own._parameters.update(fresh._parameters)
+                    for name, parameter in fresh._parameters.items():
+                        own._parameters[name] = _laid_out(parameter, own._parameters[name])
                 part.to(self.device)
                 self.resident = part
             return method(*args, **settings)
 
         return use
+
+
+def _laid_out(parameter: nn.Parameter | None, like: nn.Parameter | None) -> nn.Parameter | None:
+    """In the memory format that the pipeline has given it: the last bit of a convolution depends on that."""
+    if parameter is not None and like is not None and like.ndim == 4 and not like.is_contiguous():
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return parameter

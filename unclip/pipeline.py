@@ -65,6 +65,9 @@ class UnCLIP:
         modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
         for module in modules:
             module.eval()
+        for part in (decoder, *self.upsamplers):
+            if isinstance(part, checkpoint.Part):  # convolutions read their weights faster so
+                part.to(memory_format=torch.channels_last)
         self.offload: Offload | None = next((found for m in modules if (found := getattr(m, "offload", None))), None)
         places = [getattr(module, "offload", None) or next(module.parameters(), None) for module in modules]
         self.device = next((place.device for place in places if place is not None), torch.device("cpu"))

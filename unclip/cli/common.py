@@ -22,7 +22,7 @@ Guidance = Annotated[float | None, typer.Option(help="Guidance of the decoder; 1
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="What networks compute in: float32, bfloat16 or float16.")]
 Offload = Annotated[
-    bool, typer.Option("--offload", help="Keep one stage's weights in memory at a time, read from the files: less memory, slower.")
+    bool, typer.Option("--offload", help="One stage's weights in memory at a time, read from the files: less memory, slower.")
 ]
 
 

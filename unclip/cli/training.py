@@ -181,7 +181,8 @@ def _start(training: Training, clip: CLIP | None) -> Any:
 
 
 def _open(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> Data:
-    return data.replace(size=data.size or size_of(training, data, config, clip)).open()
+    likewise = None if holds_embeddings(data) else training.data.size  # held-out pictures are read as the others are
+    return data.replace(size=data.size or likewise or size_of(training, data, config, clip)).open()
 
 
 def size_of(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> int | None:

@@ -118,7 +118,6 @@ def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], part: float, 
     return ids.masked_fill(inner & (noise.uniform((ids.shape[1],)) < part), UNKNOWN)
 
 
-@torch.no_grad()
 def _hits(a: Tensor, b: Tensor) -> Tensor:
     """1 where the nearest of the global batch is one's own, else 0."""
     rank, world = _processes()

@@ -192,7 +192,8 @@ class Attention(nn.Module):
                 bias = nn.functional.pad(mask, (0, h * w), value=True)[:, None, None, :]
         q, k, v = (y.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for y in (q, k, v))
         out = scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (b, heads, h w, head_channels)
-        return x + self.proj(out.permute(0, 1, 3, 2).reshape(b, -1, h, w))
+        out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # channels_last, without a copy
+        return x + self.proj(out.contiguous() if x.is_contiguous() else out)
 
 
 def zero(module: nn.Module) -> nn.Module:
