@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import best_of, compare_priors, explained_variance, guidance_sweep, prior_importance
+from experiments import best_of, compare_priors, explained_variance, guidance_sweep, prior_curves, prior_importance
 from experiments.priors import columns, contestants, curves, material
 from experiments.priors.contestants import AR, CAPTION, CONTRASTIVE, DIFFUSION, LINEAR, NAMES, TEXT
 from unclip import UnCLIP
@@ -103,21 +103,20 @@ def test_the_table_takes_the_checkpoints_own_ar_prior(model: str, data: list[str
 
 
 def test_learning_curves(model: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--only", "curves", "--seeds", "2", "--curve-steps", "1", "2", "--curve-ratio", "3", "--runs", str(tmp_path / "runs")]
-    record = run(compare_priors, model, tmp_path, *data, *few)
-    picture(tmp_path / "compare_priors_curves.png")
-    runs = record["curves"]["runs"]
+    few = ["--seeds", "2", "--steps", "1", "2", "--ratio", "3", "--runs", str(tmp_path / "runs")]
+    record = run(prior_curves, model, tmp_path, *data, *few)
+    picture(tmp_path / "prior_curves.png")
+    runs = record["runs"]
     assert [(r["prior"], r["seed"]) for r in runs] == [(DIFFUSION, 0), (AR, 0), (DIFFUSION, 1), (AR, 1)]
     for one in runs:
         ratio = 3 if one["prior"] == DIFFUSION else 1
         assert [p["steps"] for p in one["points"]] == [ratio, 2 * ratio]
         assert [p["flops"] for p in one["points"]] == pytest.approx([one["flops"] * k * 128 for k in (ratio, 2 * ratio)])
-    assert f"better than the AR prior? {record['curves']['verdict']}" in capsys.readouterr().out
+    assert f"better than the AR prior? {record['verdict']}" in capsys.readouterr().out
     # Longer curves go on from the shorter ones' state.
-    longer = [str(tmp_path / "runs") if a == str(tmp_path / "runs") else a for a in few]
-    longer.insert(longer.index("2", 6) + 1, "3")
-    more = run(compare_priors, model, tmp_path / "more", *data, *longer)
-    for before, after in zip(runs, more["curves"]["runs"]):
+    longer = [*few[:5], "3", *few[5:]]
+    more = run(prior_curves, model, tmp_path / "more", *data, *longer)
+    for before, after in zip(runs, more["runs"]):
         assert after["points"][:2] == before["points"] and len(after["points"]) == 3
     out = capsys.readouterr().out
     assert "continuing" in out and "1 steps" not in out
@@ -205,6 +204,7 @@ def test_bad_input_is_one_line(model: str, data: list[str], tmp_path: Path, caps
         (compare_priors, [model], "--data and --heldout"),
         (compare_priors, [model, *data[:2]], "belong together"),
         (compare_priors, [model, *data, "--n", "3"], "--n is 3"),
+        (prior_curves, [model, *data, "--seeds", "1"], "--seeds is 1"),
         (prior_importance, [model, *data, "--rows", "0"], "--rows 0"),
         (best_of, [model, *data, "--candidates", "0"], "--candidates"),
         (guidance_sweep, [model, *data, "--draws", "1"], "--draws 1"),

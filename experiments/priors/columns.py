@@ -101,4 +101,3 @@ def seconds(subject: Subject, contestant: Contestant, batch: int, runs: int = 5)
 
 def _wins(a: Tensor, b: Tensor) -> Tensor:
     return (a > b).double() + 0.5 * (a == b).double()
-
