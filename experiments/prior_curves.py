@@ -64,7 +64,7 @@ def plot(records: Sequence[dict[str, Any]]) -> bytes:
         part.set_xscale("log")
         part.set_xlabel("training FLOPs")
         part.set_ylabel(names[metric])
-        part.legend()
+        part.legend(loc="lower right", fontsize="small")
     return png(figure)
 
 

@@ -124,7 +124,7 @@ def test_two_processes_write_the_files_of_one(here: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "run.py"]
     done = subprocess.run(
         [*launch, "pictures", "two", "--model", "clip", "--per-shard", "2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},  # equal threads, equal bits
         capture_output=True,
         text=True,
     )
