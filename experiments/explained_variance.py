@@ -1,6 +1,6 @@
 """How many principal components of z_i hold its variance, with and without SAM (unCLIP 2.2 and App. C).
 
-    python experiments/train.py emoji.clip task.sam=0.1 --run runs/clip_sam       # the CLIP to compare with: 40 minutes
+    python experiments/train.py emoji.clip task.sam=0.1 train.steps=650 --run runs/clip_sam      # to compare with: 20 minutes
     python experiments/explained_variance.py [MODEL] --clips "with SAM=runs/clip_sam" [-o FOLDER]
 
 The AR prior predicts as many symbols as components are kept.  The paper keeps 319 of 1,024 for less than 1 % of mean squared
