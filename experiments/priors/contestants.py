@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.emoji.measure import Subject
+from experiments.recipes import emoji
 from prior import (
     ARNetworkConfig,
     ARPrior,
@@ -30,17 +31,7 @@ from unclip.randomness import Noise
 from unclip.training import TrainConfig, train
 from unclip.types import Text, best_of, move
 
-TRAIN = TrainConfig(
-    steps=2500,
-    batch=128,
-    lr=5e-4,
-    warmup=200,
-    weight_decay=0.06,
-    betas=(0.9, 0.96),
-    ema=0.999,
-    precision="bfloat16",
-    log_every=250,
-)
+TRAIN = emoji.prior().train.replace(log_every=250)
 DIFFUSION, AR, CONTRASTIVE, LINEAR = "diffusion prior", "AR prior", "contrastive regression", "linear regression"
 TEXT, CAPTION = "text embedding as z_i", "caption only (null z_i)"
 NAMES = (DIFFUSION, AR, CONTRASTIVE, LINEAR, TEXT, CAPTION)

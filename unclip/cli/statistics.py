@@ -18,6 +18,7 @@ from unclip.types import Text, move
 SAMPLES = 16_384  # evenly spread, whose embeddings give the statistics
 MEASURED = 256  # for the analytic variance
 AT_ONCE = 64
+Known = Callable[[], tuple[Tensor, Text]]  # `embeddings_of` the training data, computed when first asked for
 
 
 @torch.no_grad()
@@ -45,23 +46,22 @@ def embeddings_of(data: Data, clip: CLIP, n: int) -> tuple[Tensor, Text]:
     return torch.cat(images), Text(strings, *(torch.cat(list(column)) for column in zip(*(text[1:] for text in texts))))
 
 
-def resolved(config: Config, data: Data, clip: CLIP | None) -> Config:
+def resolved(config: Config, known: Known) -> Config:
     """The config, with the number of an AR prior's components where it gives a share of the variance."""
     if isinstance(config, ARPriorConfig) and isinstance(config.quantizer.dims, float):
-        assert clip is not None
-        return config.resolve(embeddings_of(data, clip, SAMPLES)[0])
+        return config.resolve(known()[0])
     return config
 
 
-def complete(part: Any, data: Data, clip: CLIP | None, *, fresh: bool, say: Callable[[str], object]) -> None:
+def complete(part: Any, known: Known, clip: CLIP | None, *, fresh: bool, say: Callable[[str], object]) -> None:
     """Give the part everything that training needs.  Of one to train on only what is missing is made, and told."""
     assert clip is not None
     if isinstance(part, ARPrior) and (fresh or bool(part.dot.edges.isnan().any())):
-        image_embed, text = embeddings_of(data, clip, SAMPLES)
+        image_embed, text = known()
         part.fit(image_embed, text.embed)
         _tell(fresh, say, f"components and buckets were measured on {len(image_embed)} embeddings")
     elif isinstance(part, (DiffusionPrior, ContrastivePrior)) and (fresh or not _fitted(part)):
-        image_embed, _ = embeddings_of(data, clip, SAMPLES)
+        image_embed, _ = known()
         part.fit(image_embed)
         _tell(fresh, say, f"statistics of the embeddings were measured on {len(image_embed)} of them")
     for owner in (part.network, getattr(part.network, "text", None)):

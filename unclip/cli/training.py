@@ -7,6 +7,7 @@ What `unclip train` and `unclip plan` read, and `unclip config` writes:
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -24,11 +25,12 @@ from unclip.clip.task import CLIPTaskConfig
 from unclip.config import Config
 from unclip.data.open import DataConfig
 from unclip.data.order import Data
+from unclip.results import write_files
 from unclip.training import TrainConfig
-from unclip.types import Task
+from unclip.types import Task, Text
 from upsamplers import Upsampler, UpsamplerTask
 
-from .statistics import complete, measure, resolved
+from .statistics import SAMPLES, complete, embeddings_of, measure, resolved
 
 Stage = Literal["clip", "prior", "ar_prior", "contrastive_prior", "decoder", "upsampler"]
 CLASSES: dict[str, type[checkpoint.Part[Any]]] = {
@@ -86,14 +88,20 @@ def build(training: Training, device: torch.device | str = "cpu", say: Any = pri
     described = part.config if part else config
     data = _open(training, training.data, described, clip)
     held_out = _open(training, training.held_out, described, clip) if training.held_out else None
+
+    @functools.cache
+    def known() -> tuple[Tensor, Text]:
+        assert clip is not None  # only what is taught asks
+        return embeddings_of(data, clip, SAMPLES)
+
     if config is not None:
-        part = _fresh(training, resolved(config, data, clip))
+        part = _fresh(training, resolved(config, known))
     if training.stage == "clip":
         settings = CLIPTaskConfig.from_json(json.dumps(training.task), source="task")
         return Built(CLIPTask(part, settings), data, held_out, None)
     if training.stage == "upsampler":
         return Built(UpsamplerTask(part), data, held_out, None)
-    complete(part, data, clip, fresh=training.start is None, say=say)
+    complete(part, known, clip, fresh=training.start is None, say=say)
     task = DecoderTask(part, clip) if isinstance(part, Decoder) else PriorTask(part, clip)
     return Built(task, data, held_out, clip)
 
@@ -106,8 +114,8 @@ def finish(training: Training, built: Built, ema: dict[str, Tensor], run_dir: Pa
     part.eval()
     if built.clip is not None:
         measure(part.to(built.clip.device), built.data, built.clip)
-        (run_dir / IDENTITY).write_text(json.dumps(identity(built.clip)) + "\n")
-    (run_dir / RECORD).write_text(training.to_json())
+        write_files([(run_dir / IDENTITY, (json.dumps(identity(built.clip)) + "\n").encode())])
+    write_files([(run_dir / RECORD, training.to_json().encode())])
     aside = run_dir / f".new-{MODEL}"
     shutil.rmtree(aside, ignore_errors=True)
     part.save_pretrained(aside)
