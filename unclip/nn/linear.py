@@ -29,7 +29,7 @@ class Linear(nn.Linear):
         ):
             return super().forward(input)
         x = input.reshape(-1, self.in_features)
-        if (onednn := _onednn()) is not None and self.weight.is_contiguous():
+        if (onednn := onednn_linear()) is not None and self.weight.is_contiguous():
             out = onednn(x.contiguous(), self.weight, self.bias, "none", [], "")
         elif len(x) <= FEW:
             out = torch.mm(self.weight, x.t()).t()
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 
 
 @cache
-def _onednn() -> Any:
+def onednn_linear() -> Any:
     """oneDNN's linear layer, or None where this build of torch lacks it.
 
     The operator is what torch.compile uses, not public: so it is tried once and believed only when it answers rightly.

@@ -16,11 +16,14 @@ from torch.nn.functional import (
     interpolate,
     pixel_shuffle,
     pixel_unshuffle,
-    scaled_dot_product_attention,
     silu,
 )
 
 from unclip.config import Config
+
+from .attention import attention
+from .convolution import Conv3x3
+from .linear import Linear
 
 Resample = Literal["none", "down", "up"]
 Layers = Iterator[Tensor] | None  # context keys and values, one per attention layer, in the order of use
@@ -143,21 +146,24 @@ class Block(nn.Module):
         super().__init__()
         self.resample, self.modulation = resample, config.modulation
         self.norm1 = nn.GroupNorm(32, width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.emb = nn.Linear(config.emb, (2 if config.modulation == "scale_shift" else 1) * width)
+        self.conv1 = Conv3x3(width_in, width)
+        self.emb = Linear(config.emb, (2 if config.modulation == "scale_shift" else 1) * width)
         self.norm2 = nn.GroupNorm(32, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = zero(nn.Conv2d(width, width, 3, padding=1))
+        self.conv2 = zero(Conv3x3(width, width))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
         self.attention = Attention(width, config.head_channels, config.context_width) if attends else None
 
     def forward(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None = None) -> Tensor:
         """`emb` comes with SiLU applied; `layers` yields this attention's context keys and values."""
         h = silu(self.norm1(x))
-        if self.resample != "none":  # on both branches, in the main one before its first convolution
-            resample = _double if self.resample == "up" else _halve
-            x, h = resample(x), resample(h)
-        h = self.conv1(h)
+        # Resampling is on both branches, in the main one before its first convolution.
+        if self.resample == "up":
+            x, h = interpolate(x, scale_factor=2, mode="nearest"), self.conv1.doubled(h)
+        elif self.resample == "down":
+            x, h = avg_pool2d(x, 2), self.conv1(avg_pool2d(h, 2))
+        else:
+            h = self.conv1(h)
         shift = self.emb(emb)[:, :, None, None]
         if self.modulation == "scale_shift":
             scale, shift = shift.chunk(2, dim=1)
@@ -184,14 +190,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         b, _, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (b, h w, width)
-        bias = None
+        visible = None
         if context is not None:
             context_k, context_v = context.to(k.dtype).chunk(2, dim=-1)
             k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
             if mask is not None:  # (b, l) over the context; pixels are always visible
-                bias = nn.functional.pad(mask, (0, h * w), value=True)[:, None, None, :]
+                visible = nn.functional.pad(mask, (0, h * w), value=True)
         q, k, v = (y.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for y in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (b, heads, h w, head_channels)
+        out = attention(q, k, v, visible)  # (b, heads, h w, head_channels)
         out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # channels_last, without a copy
         return x + self.proj(out.contiguous() if x.is_contiguous() else out)
 
@@ -201,11 +207,3 @@ def zero(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def _halve(x: Tensor) -> Tensor:
-    return avg_pool2d(x, 2)
-
-
-def _double(x: Tensor) -> Tensor:
-    return interpolate(x, scale_factor=2, mode="nearest")
