@@ -5,14 +5,18 @@ part before it and reads its own from their files, by the loader that made it: w
 format, with the same numbers to the last bit, and no second copy of the weights waits anywhere (moving them between two devices
 would keep one).  The weights stay until another part is used, so that all chunks of pictures share one reading.
 
-What it costs: each stage is read again in each run; and all are read once at the start, one after the other, which finds a
-broken file before minutes are spent.
+Of a part's networks that take turns over the steps (`Part.turns`) one is there.
+
+What it costs: each stage is read again in each run, one whose networks take turns once for each; and all are read once at the
+start, one after the other, which finds a broken file before minutes are spent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,7 +25,8 @@ from torch import nn
 from .checkpoint import Part, fingerprint
 
 # What needs weights, of all parts; other methods call these.
-USES = ("encode_image", "encode_text", "encode_tokens", "loss", "loss_pairs", "denoise", "sample", "invert", "write")
+WHOLE = "write"  # with the networks that take turns
+USES = ("encode_image", "encode_text", "encode_tokens", "loss", "loss_pairs", "denoise", "sample", "invert", WHOLE)
 
 
 class Offload:
@@ -38,8 +43,11 @@ class Offload:
         part.offload, part.kept_fingerprint = self, fingerprint(part)
         for name in USES:
             if hasattr(part, name):
-                setattr(part, name, self._using(part, load, getattr(part, name)))
+                setattr(part, name, self._using(part, load, getattr(part, name), whole=name == WHOLE))
+        for name in part.turns:
+            part.get_submodule(name).register_forward_pre_hook(self._turn(part, load, name))
         self.resident = part
+        _let_go(part, part.turns[1:])
         return part
 
     def to(self, device: torch.device | str) -> None:
@@ -50,29 +58,66 @@ class Offload:
     def release(self) -> None:
         """Let go of all weights."""
         part, self.resident = self.resident, None
-        if part is None:
-            return
-        for module in part.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    empty = torch.empty_like(parameter, device="meta")
-                    module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
-        torch.clear_autocast_cache()  # which holds copies in half precision
+        if part is not None:
+            _let_go(part, [""])
 
-    def _using(self, part: Part[Any], load: Callable[[], Part[Any]], method: Callable[..., Any]) -> Callable[..., Any]:
+    def _using(
+        self, part: Part[Any], load: Callable[[], Part[Any]], method: Callable[..., Any], whole: bool
+    ) -> Callable[..., Any]:
         @functools.wraps(method)
         def use(*args: Any, **settings: Any) -> Any:
-            if self.resident is not part:
+            if self.resident is not part or (whole and any(p.is_meta for p in part.parameters())):
                 self.release()
-                # Parameters alone: statistics that were measured since are the part's own.
-                for own, fresh in zip(part.modules(), load().modules(), strict=True):
-                    for name, parameter in fresh._parameters.items():
-                        own._parameters[name] = _laid_out(parameter, own._parameters[name])
-                part.to(self.device)
+                self._read(part, load, "")
                 self.resident = part
-            return method(*args, **settings)
+                _let_go(part, () if whole else part.turns[1:])
+            made = method(*args, **settings)
+            if whole:
+                _let_go(part, part.turns[1:])
+            return made
 
         return use
+
+    def _turn(self, part: Part[Any], load: Callable[[], Part[Any]], name: str) -> Callable[[nn.Module, Any], None]:
+        """Before the network of that name runs: its weights in place of those of the others."""
+
+        def turn(module: nn.Module, given: Any) -> None:
+            if any(p.is_meta for p in module.parameters()):
+                _let_go(part, part.turns)
+                self._read(part, load, name)
+                _let_go(part, ())
+
+        return turn
+
+    def _read(self, part: Part[Any], load: Callable[[], Part[Any]], name: str) -> None:
+        """The weights of the submodule `name`.  Parameters alone: statistics that were measured since are the part's own."""
+        for own, fresh in zip(part.get_submodule(name).modules(), load().get_submodule(name).modules(), strict=True):
+            for key, parameter in fresh._parameters.items():
+                own._parameters[key] = _laid_out(parameter, own._parameters[key])
+        part.get_submodule(name).to(self.device)
+
+
+def _let_go(part: Part[Any], names: Iterable[str]) -> None:
+    """Of the weights of these submodules, and of memory that the process holds without using it."""
+    for name in names:
+        for module in part.get_submodule(name).modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    empty = torch.empty_like(parameter, device="meta")
+                    module._parameters[key] = nn.Parameter(empty, parameter.requires_grad)
+    torch.clear_autocast_cache()  # which holds copies in half precision
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Any:
+    """glibc's malloc_trim: without it, freed weights of a few MB stay with the process (2 to 4 GB of Karlo's)."""
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None
 
 
 def _laid_out(parameter: nn.Parameter | None, like: nn.Parameter | None) -> nn.Parameter | None:

@@ -94,6 +94,7 @@ class Upsampler(Part[UpsamplerConfig]):
             config.unet, config.scale, config.output, config.resize, config.first_timestep, config.last_step
         )
         self.denoiser = Denoiser(self.network, self.schedule, config.predicts)
+        self.turns = ("network.unet", "network.last_unet") if config.last_step == "own" else ()
 
     def loss(self, images: Float[Tensor, "b 3 H W"], cond: Cond | None = None, *, noise: Noise) -> Losses:
         """Degrade whole pictures ([-1, 1]), crop, and denoise the crops; one loss per crop, picture by picture."""

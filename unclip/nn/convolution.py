@@ -47,7 +47,7 @@ class Conv3x3(nn.Conv2d):
         come of one sees 2 x 2 pixels of the input, 4/9 of the products.
         """
         b, _, h, w = input.shape
-        if h * w < MANY or input.dtype != torch.float32 or not self._bare(input):
+        if h * w < MANY or not self._bare(input):
             return self(interpolate(input, scale_factor=2, mode="nearest"))
         assert self.bias is not None
         fours = conv2d(input, _phases(self.weight), self.bias.repeat(4), padding=1).permute(0, 2, 3, 1)
@@ -83,9 +83,9 @@ class Conv3x3(nn.Conv2d):
 
 def _phases(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "4*o c 2 2"]:
     """The weights that the pixels above left, above right, below left and below right of a doubled one see."""
-    w = weight.permute(0, 2, 3, 1)  # as it lies in memory
+    w = weight.permute(0, 2, 3, 1).float()  # as it lies in memory; sums are rounded once
     o, _, _, c = w.shape
-    out = w.new_empty(2, 2, o, 2, 2, c)
+    out = weight.new_empty(2, 2, o, 2, 2, c)
     first, middle, last = w.unbind(1)
     for y, rows in enumerate(((first, middle + last), (first + middle, last))):
         for i, (left, centre, right) in enumerate(row.unbind(1) for row in rows):
