@@ -387,7 +387,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=2, help="processes of each system")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each process, after one that does not count")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, which take 16 GB")
+    parser.add_argument("--only", choices=("steps", "memory"), help="one of the two tables; the peaks take 16 GB")
     parser.add_argument("--worker", nargs=3, metavar=("SYSTEM", "STAGE", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     size = SMALL if args.small else FULL
@@ -400,9 +400,11 @@ def main() -> None:
     print(header())
     print(versions())
     what = "Karlo made tiny" if args.small else "Karlo"
-    print(f"{what}, {args.rounds} processes of {args.repeats} timed steps for each system, in turn")
-    kept = measure_steps(args)
-    if not args.no_memory:
+    kept = True
+    if args.only != "memory":
+        print(f"{what}, {args.rounds} processes of {args.repeats} timed steps for each system, in turn")
+        kept &= measure_steps(args)
+    if args.only != "steps":
         kept &= measure_memory(args)
     if args.small:
         print("\ntargets: not judged at this size")

@@ -209,9 +209,11 @@ print(sum(sizes), max(sizes), memory("VmHWM") - before)
 def test_peak_memory(tmp_path: Path) -> None:
     """About the largest part with it, about all parts without, for 4 parts of 60 to 150 MB."""
     folder = karlo.save_diffusers(tmp_path / "large", "both")
-    karlo.prior(layers=20, heads=8).save_pretrained(folder / "prior")
-    for model, name in zip(karlo.decoder(levels=(128, 256), depth=2), ("decoder", "text_proj")):
-        model.save_pretrained(folder / name)
+    karlo.prior(layers=12, heads=8).save_pretrained(folder / "prior")
+    unet, projections = karlo.decoder(levels=(128, 256), depth=2)
+    unet.register_to_config(sample_size=karlo.SIZE)
+    unet.save_pretrained(folder / "decoder")
+    projections.save_pretrained(folder / "text_proj")
     for i, name in enumerate(("super_res_first", "super_res_last")):
         karlo.super_res(i, levels=(96, 192), depth=2).save_pretrained(folder / name)
     peaks: dict[str, int] = {}

@@ -87,19 +87,20 @@ def joint_attention(
 ) -> Float[Tensor, "b heads l d"]:
     """Softmax attention over several sets of keys and values, without repeating a set that several rows of q share.
 
-    The mask (True = visible) of a part is over its keys, (b', l'), or per query, (b', 1, l, l').
+    The mask (True = visible) of a part is over its keys, (b', l'), or per query, (b', 1, l, l').  In half precision scores and
+    weights are float32, as they are within torch's own attention.
     """
-    scale = q.shape[-1] ** -0.5
+    scaled = q.float() * q.shape[-1] ** -0.5
     scores = []
     for (k, _), mask in parts:
-        score = _unshare(_share(q * scale, len(k)) @ k.transpose(-1, -2), len(q))  # (b, heads, l, l')
+        score = _unshare(_share(scaled, len(k)) @ k.float().transpose(-1, -2), len(q))  # (b, heads, l, l')
         if mask is not None:
             mask = mask[:, None, None] if mask.ndim == 2 else mask
             score = score.masked_fill(~mask.repeat_interleave(max(1, len(q) // len(mask)), 0), float("-inf"))
         scores.append(score)
     weights = torch.cat(scores, dim=-1).softmax(-1).split([len_(kv) for kv, _ in parts], dim=-1)
-    terms = [_unshare(_share(w, len(kv.v)) @ kv.v, len(q)) for w, (kv, _) in zip(weights, parts)]
-    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+    terms = [_unshare(_share(w, len(kv.v)) @ kv.v.float(), len(q)) for w, (kv, _) in zip(weights, parts)]
+    return (torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]).to(q.dtype)
 
 
 def triangle(length: int, device: torch.device) -> Bool[Tensor, "1 1 l l"]:
