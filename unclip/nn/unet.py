@@ -133,7 +133,7 @@ class UNet(nn.Module):
             if block.resample == "none":
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb, layers, mask)
-        return pixel_shuffle(self.output(silu(self.norm(x))), self.config.patch)
+        return pixel_shuffle(self.output(_silu(self.norm(x))), self.config.patch)
 
     def _blocks(self) -> list[Block]:
         return [block for part in (self.down, self.middle, self.up) for block in part]  # type: ignore[misc]
@@ -156,7 +156,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None = None) -> Tensor:
         """`emb` comes with SiLU applied; `layers` yields this attention's context keys and values."""
-        h = silu(self.norm1(x))
+        h = _silu(self.norm1(x))
         # Resampling is on both branches, in the main one before its first convolution.
         if self.resample == "up":
             x, h = interpolate(x, scale_factor=2, mode="nearest"), self.conv1.doubled(h)
@@ -169,8 +169,8 @@ class Block(nn.Module):
             scale, shift = shift.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h + shift)
-        h = self.skip(x) + self.conv2(self.dropout(silu(h)))
+            h = self.norm2(_add(h, shift))
+        h = _add(self.conv2(self.dropout(_silu(h))), self.skip(x))
         if self.attention is None:
             return h
         return self.attention(h, None if layers is None else next(layers), mask)
@@ -199,7 +199,18 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for y in (q, k, v))
         out = attention(q, k, v, visible)  # (b, heads, h w, head_channels)
         out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # channels_last, without a copy
-        return x + self.proj(out.contiguous() if x.is_contiguous() else out)
+        return _add(self.proj(out.contiguous() if x.is_contiguous() else out), x)
+
+
+# In inference what a layer returned is written over: on the CPU a large new tensor costs as much as the sum itself.
+
+
+def _silu(x: Tensor) -> Tensor:
+    return silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
 
 
 def zero(module: nn.Module) -> nn.Module:
