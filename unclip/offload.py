@@ -16,7 +16,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .checkpoint import Part, fingerprint
 # What needs weights, of all parts; other methods call these.
 WHOLE = "write"  # with the networks that take turns
 USES = ("encode_image", "encode_text", "encode_tokens", "loss", "loss_pairs", "denoise", "sample", "invert", WHOLE)
+MMAP_THRESHOLD = -3  # its number for mallopt
 
 
 class Offload:
@@ -39,7 +41,8 @@ class Offload:
     def add(self, load: Callable[[], Part[Any]]) -> Part[Any]:
         """The part that `load` makes, whose weights are there until another one's are needed; `load` reads them again."""
         self.release()
-        part = load().to(self.device)
+        with _pages_apart():
+            part = load().to(self.device)
         part.offload, part.kept_fingerprint = self, fingerprint(part)
         for name in USES:
             if hasattr(part, name):
@@ -91,10 +94,11 @@ class Offload:
 
     def _read(self, part: Part[Any], load: Callable[[], Part[Any]], name: str) -> None:
         """The weights of the submodule `name`.  Parameters alone: statistics that were measured since are the part's own."""
-        for own, fresh in zip(part.get_submodule(name).modules(), load().get_submodule(name).modules(), strict=True):
-            for key, parameter in fresh._parameters.items():
-                own._parameters[key] = _laid_out(parameter, own._parameters[key])
-        part.get_submodule(name).to(self.device)
+        with _pages_apart():
+            for own, fresh in zip(part.get_submodule(name).modules(), load().get_submodule(name).modules(), strict=True):
+                for key, parameter in fresh._parameters.items():
+                    own._parameters[key] = _laid_out(parameter, own._parameters[key])
+            part.get_submodule(name).to(self.device)
 
 
 def _let_go(part: Part[Any], names: Iterable[str]) -> None:
@@ -106,22 +110,41 @@ def _let_go(part: Part[Any], names: Iterable[str]) -> None:
                     empty = torch.empty_like(parameter, device="meta")
                     module._parameters[key] = nn.Parameter(empty, parameter.requires_grad)
     torch.clear_autocast_cache()  # which holds copies in half precision
-    trim = _trim()
-    if trim is not None:
-        trim(0)
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@contextmanager
+def _pages_apart() -> Iterator[None]:
+    """What is allocated meanwhile and is larger than 1 MB gets pages of its own, which go back when it is freed.
+
+    glibc keeps freed blocks of up to 32 MB, and what is read and laid out anew leaves holes: 1 to 4 GB of Karlo's weights.
+    Afterwards its largest threshold holds again, for activations come and go too often for pages of their own.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.mallopt(MMAP_THRESHOLD, 2**25)
 
 
 @functools.cache
-def _trim() -> Any:
-    """glibc's malloc_trim: without it, freed weights of a few MB stay with the process (2 to 4 GB of Karlo's)."""
+def _glibc() -> Any:
+    """The C library, where it is one whose allocator can be told; None elsewhere."""
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
-    except (OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
+        return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
+    except OSError:  # another C library
         return None
 
 
 def _laid_out(parameter: nn.Parameter | None, like: nn.Parameter | None) -> nn.Parameter | None:
-    """In the memory format that the pipeline has given it: the last bit of a convolution depends on that."""
-    if parameter is not None and like is not None and like.ndim == 4 and not like.is_contiguous():
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    """In the memory layout that the pipeline has given it: the last bit of a convolution depends on that."""
+    if parameter is not None and like is not None and parameter.stride() != like.stride():
+        own = torch.empty_strided(like.shape, like.stride(), dtype=parameter.dtype, device=parameter.device)
+        parameter.data = own.copy_(parameter.data)
     return parameter
