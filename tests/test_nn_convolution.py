@@ -10,6 +10,7 @@ from unclip.nn import attention as attention_file
 from unclip.nn import convolution, winograd
 from unclip.nn.attention import attention
 from unclip.nn.convolution import Conv3x3
+from unclip.nn.linear import Linear
 
 
 def layer(width_in: int, width: int, dtype: torch.dtype = torch.float32) -> Conv3x3:
@@ -35,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for name in ("HEAVY", "MANY", "WIDE"):
         monkeypatch.setattr(convolution, name, 0)
-    product, plain = convolution.onednn_linear(), torch.nn.Conv2d.forward
+    product, plain = convolution.onednn_linear(torch.float32), torch.nn.Conv2d.forward
 
     def counted(*args: object) -> torch.Tensor:
         seen.append("product")
@@ -46,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append("convolution")
         return plain(self, x)
 
-    monkeypatch.setattr(convolution, "onednn_linear", lambda: product and counted)
+    monkeypatch.setattr(convolution, "onednn_linear", lambda dtype: product and counted)
     monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
     return seen
 
@@ -58,7 +59,7 @@ def test_one_product(calls: list[str], shape: tuple[int, int, int]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(made(x), expected(made, x).float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(made(x.contiguous()), expected(made, x).float(), rtol=1e-5, atol=1e-5)
-    if convolution.onednn_linear():
+    if convolution.onednn_linear(torch.float32):
         assert calls == ["product", "product"]
 
 
@@ -74,7 +75,7 @@ def test_winograd(calls: list[str], monkeypatch: pytest.MonkeyPatch, shape: tupl
         out = made(x)
         torch.testing.assert_close(out, expected(made, x).float(), rtol=1e-5, atol=1e-5)
         assert out.is_contiguous(memory_format=torch.channels_last)
-        assert bool(calls) == bool(convolution.onednn_linear()) and "convolution" not in calls
+        assert bool(calls) == bool(convolution.onednn_linear(torch.float32)) and "convolution" not in calls
         made(x[:, :, 1:])
         assert calls[-1] == "convolution"
 
@@ -126,3 +127,24 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, error: f
     assert far < error and far < 2 * torch_far
     q.requires_grad_(True)
     assert attention(q, k, v, visible).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_type(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """What oneDNN or the processor cannot compute goes the long way, in its own precision."""
+    monkeypatch.setattr(convolution, "HEAVY", 0)
+    monkeypatch.setattr(convolution, "MANY", 0)
+    monkeypatch.setattr(attention_file, "LONG", 0)
+    error = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 3e-2)
+    made, x = layer(6, 10, dtype), picture(2, 6, 4, 4).to(dtype)
+    linear, tokens = Linear(8, 8).to(dtype), torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
+    with torch.no_grad():
+        pairs = [
+            (made(x), expected(made, x)),
+            (made.doubled(x), expected(made, interpolate(x, scale_factor=2))),
+            (linear(tokens), tokens.double() @ linear.weight.double().T + linear.bias.double()),
+            (attention(tokens, tokens, tokens), scaled_dot_product_attention(*[tokens.double()] * 3)),
+        ]
+    for ours, exact in pairs:
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), exact, rtol=error, atol=error * float(exact.abs().max()))

@@ -105,7 +105,7 @@ def test_candidates_share_a_past():
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_linear(monkeypatch, onednn, rows, bias):
     if not onednn:
-        monkeypatch.setattr(linear, "onednn_linear", lambda: None)
+        monkeypatch.setattr(linear, "onednn_linear", lambda dtype: None)
     layer = Linear(16, 24, bias=bias)
     for x in (torch.randn(rows, 16), torch.randn(rows, 2, 16)[:, 0], torch.randn(1, rows, 16)):
         assert torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)

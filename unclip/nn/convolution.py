@@ -24,15 +24,15 @@ class Conv3x3(nn.Conv2d):
     Over few pixels oneDNN spends most of its time on bringing the weights into its own order, every time anew.  There the
     pixels' surroundings and the weights as they lie (channels_last) make one matrix product, which reads them once.  On two
     AMD cores, float32, 2 x 8 x 8 pixels, 2560 -> 1280 channels: 61 ms by conv2d, 20 ms so.  Over many pixels and channels it is
-    Winograd's: 256 x 256 pixels, 640 -> 640 channels: 1,128 ms by conv2d, 757 ms so, with a third of its error.  That, and the
-    sums of `doubled`, only in float32: in bfloat16 the transformed would be rounded.
+    Winograd's: 256 x 256 pixels, 640 -> 640 channels: 1,128 ms by conv2d, 757 ms so, with a third of its error.  That
+    only in float32: in half precision the transformed would be rounded.
     """
 
     def __init__(self, width_in: int, width: int):
         super().__init__(width_in, width, 3, padding=1)
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
-        product = onednn_linear() if self._bare(input) else None
+        product = onednn_linear(input.dtype) if self._bare(input) else None
         if product is not None and self._few(input):
             return self._surroundings(input, product)
         if product is not None and self._many(input):
@@ -83,7 +83,8 @@ class Conv3x3(nn.Conv2d):
 
 def _phases(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "4*o c 2 2"]:
     """The weights that the pixels above left, above right, below left and below right of a doubled one see."""
-    w = weight.permute(0, 2, 3, 1).float()  # as it lies in memory; sums are rounded once
+    at_least = torch.promote_types(weight.dtype, torch.float32)
+    w = weight.permute(0, 2, 3, 1).to(at_least)  # as it lies in memory; sums are rounded once
     o, _, _, c = w.shape
     out = weight.new_empty(2, 2, o, 2, 2, c)
     first, middle, last = w.unbind(1)

@@ -29,7 +29,7 @@ class Linear(nn.Linear):
         ):
             return super().forward(input)
         x = input.reshape(-1, self.in_features)
-        if (onednn := onednn_linear()) is not None and self.weight.is_contiguous():
+        if (onednn := onednn_linear(x.dtype)) is not None and self.weight.is_contiguous():
             out = onednn(x.contiguous(), self.weight, self.bias, "none", [], "")
         elif len(x) <= FEW:
             out = torch.mm(self.weight, x.t()).t()
@@ -40,14 +40,14 @@ class Linear(nn.Linear):
 
 
 @cache
-def onednn_linear() -> Any:
-    """oneDNN's linear layer, or None where this build of torch lacks it.
+def onednn_linear(dtype: torch.dtype) -> Any:
+    """oneDNN's linear layer, or None where this build of torch lacks it or the processor does not compute in that type.
 
     The operator is what torch.compile uses, not public: so it is tried once and believed only when it answers rightly.
     """
     try:
         run = torch.ops.mkldnn._linear_pointwise
-        x, weight, bias = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0])
+        x, weight, bias = (torch.tensor(y, dtype=dtype) for y in ([[1.0, 2.0]], [[3.0, 4.0]], [5.0]))
         with torch.no_grad():
             return run if float(run(x, weight, bias, "none", [], "")) == 16 else None
     except (AttributeError, RuntimeError, NotImplementedError):

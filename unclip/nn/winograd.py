@@ -20,7 +20,7 @@ def winograd(
     """The convolution with padding 1 of pictures of even height and width; x, weight and result lie channels_last.
 
     Tiles of 4 x 4 pixels that overlap by 2 are transformed, so are the weights; each of the 16 places is then one matrix
-    product over channels, and what comes of it is transformed back to 2 x 2 pixels.  `product` is `onednn_linear()`.
+    product over channels, and what comes of it is transformed back to 2 x 2 pixels.  `product` is `onednn_linear(torch.float32)`.
     """
     b, c, h, w = x.shape
     filters = transformed(weight)
