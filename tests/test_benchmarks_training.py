@@ -92,8 +92,8 @@ def test_training_is_stopped_at_its_time(tmp_path: Path, material: Path, monkeyp
     task = training_ours.task_of(recipe, data)
     before = time.process_time()
     updates, seconds = training_ours.train_for(task, data, recipe.train, 1.0, 1, tmp_path / "run")
-    assert updates > training_ours.FIRST and 0.9 < seconds < 2
-    assert time.process_time() - before < 6
+    assert updates > training_ours.FIRST and 0.9 < seconds < 5  # not a thousand times as long
+    assert time.process_time() - before < 60
 
 
 def test_a_stopped_worker_tells_nothing(tmp_path: Path, material: Path) -> None:
