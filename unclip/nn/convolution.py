@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad
 
-from .linear import onednn_linear
+from .linear import onednn_linear, plain
 from .winograd import winograd
 
 # Pixels of one picture: which way is taken, and so the last bit, does not depend on the batch.
@@ -76,9 +76,7 @@ class Conv3x3(nn.Conv2d):
 
     def _bare(self, x: Tensor) -> bool:
         """Inference on the CPU, in the weights' own type, which lie channels_last."""
-        kind = x.device.type
-        bare = kind == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind)
-        return bare and x.dtype == self.weight.dtype and self.weight.permute(0, 2, 3, 1).is_contiguous()
+        return plain(x) and x.dtype == self.weight.dtype and self.weight.permute(0, 2, 3, 1).is_contiguous()
 
 
 def _phases(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "4*o c 2 2"]:

@@ -20,13 +20,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        if (
-            kind != "cpu"
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled(kind)
-            or input.dtype != self.weight.dtype
-        ):
+        if not plain(input) or input.dtype != self.weight.dtype:
             return super().forward(input)
         x = input.reshape(-1, self.in_features)
         if (onednn := onednn_linear(x.dtype)) is not None and self.weight.is_contiguous():
@@ -37,6 +31,12 @@ class Linear(nn.Linear):
         else:
             return super().forward(input)
         return out.reshape(*input.shape[:-1], self.out_features)
+
+
+def plain(x: Tensor) -> bool:
+    """Inference on the CPU outside of autocast, where layers may compute in ways of their own."""
+    kind = x.device.type
+    return kind == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind)
 
 
 @cache
