@@ -73,7 +73,8 @@ class Offload:
                 self.release()
                 self._read(part, load, "")
                 self.resident = part
-                _let_go(part, () if whole else part.turns[1:])
+                if not whole:
+                    _let_go(part, part.turns[1:])
             made = method(*args, **settings)
             if whole:
                 _let_go(part, part.turns[1:])
@@ -88,7 +89,6 @@ class Offload:
             if any(p.is_meta for p in module.parameters()):
                 _let_go(part, part.turns)
                 self._read(part, load, name)
-                _let_go(part, ())
 
         return turn
 
@@ -99,10 +99,11 @@ class Offload:
                 for key, parameter in fresh._parameters.items():
                     own._parameters[key] = _laid_out(parameter, own._parameters[key])
             part.get_submodule(name).to(self.device)
+        _trim()
 
 
 def _let_go(part: Part[Any], names: Iterable[str]) -> None:
-    """Of the weights of these submodules, and of memory that the process holds without using it."""
+    """Of the weights of these submodules."""
     for name in names:
         for module in part.get_submodule(name).modules():
             for key, parameter in module._parameters.items():
@@ -110,6 +111,11 @@ def _let_go(part: Part[Any], names: Iterable[str]) -> None:
                     empty = torch.empty_like(parameter, device="meta")
                     module._parameters[key] = nn.Parameter(empty, parameter.requires_grad)
     torch.clear_autocast_cache()  # which holds copies in half precision
+    _trim()
+
+
+def _trim() -> None:
+    """Give back the memory that the process holds without using it."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
