@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.generate import run  # noqa: E402
-from benchmarks.machine import header  # noqa: E402
+from benchmarks.machine import header, memory  # noqa: E402
 
 SYSTEMS = ("diffusers", "ours")
 STEPS = {"prior": 25, "decoder": 25, "upsampler": 7}  # of a picture
@@ -280,7 +280,7 @@ def hold_all(system: str, size: Size, dtype: torch.dtype) -> dict[str, Any]:
         makers = (diffusers_text, diffusers_prior, diffusers_decoder, diffusers_upsampler, diffusers_upsampler)
         for made in [make(size, dtype) for make in makers]:
             made.step()
-        return {"peak": _peak()}
+        return {"peak": memory()}
     from unclip.offload import Offload
     from unclip.pipeline import UnCLIP
     from unclip.types import Sampling
@@ -292,7 +292,7 @@ def hold_all(system: str, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     pipe = UnCLIP(clip, prior, decoder, [upsampler], candidates=1)
     guided = Sampling(sampler="ddim", steps=1, guidance=4.0)
     pipe.generate("a caption", prior=guided, decoder=guided, upsamplers=[Sampling(sampler="ddim", steps=2)])
-    return {"peak": _peak()}
+    return {"peak": memory()}
 
 
 def _clock(call: Callable[[], Any]) -> float:
@@ -303,16 +303,6 @@ def _clock(call: Callable[[], Any]) -> float:
 
 def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def _peak() -> float:
-    """GB that this process has held at most."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 # The table

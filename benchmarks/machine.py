@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,16 @@ class Speed(NamedTuple):
     product: dict[str, float]  # GFLOP/s by dtype: 1536 x 1536 times 1536 x 1536
     convolution: dict[str, float]  # GFLOP/s by dtype: 3 x 3, 128 to 128 channels, 64 x 64 pixels, two pictures
     memory: float  # GB/s: reading 512 MB once
+
+
+def memory(field: str = "VmHWM") -> float:
+    """GB that this process has held at most ("VmHWM") or holds now ("VmRSS")."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024 / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def describe() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.machine import memory
 
 Spec = dict[str, Any]
 
@@ -37,16 +38,6 @@ def finish(spec: Spec, found: dict[str, Any], drawn: dict[str, Tensor] | None = 
     aside = out.with_suffix(".part")
     aside.write_text(json.dumps(found | {"torch": torch.__version__}))
     os.replace(aside, out)
-
-
-def memory(field: str = "VmHWM") -> float:
-    """GB that this process has held at most ("VmHWM") or holds now ("VmRSS")."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024 / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class Ticks:

@@ -24,7 +24,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_common import Clock, Spec, Ticks, begin, finish, memory, speed_of  # noqa: E402
+from benchmarks.machine import memory  # noqa: E402
+from benchmarks.training_common import Clock, Spec, Ticks, begin, finish, speed_of  # noqa: E402
 from decoder import Decoder, DecoderTask  # noqa: E402
 from experiments.recipes import find  # noqa: E402
 from prior import DiffusionPrior, PriorTask  # noqa: E402

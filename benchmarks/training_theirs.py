@@ -21,7 +21,8 @@ from torch.nn.functional import normalize  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.training_common import Clock, Spec, Ticks, begin, finish, memory, shuffled, speed_of  # noqa: E402
+from benchmarks.machine import memory  # noqa: E402
+from benchmarks.training_common import Clock, Spec, Ticks, begin, finish, shuffled, speed_of  # noqa: E402
 
 
 class Material:
