@@ -134,7 +134,7 @@ def test_the_upsampler_is_diffusers_with_another_network_in_the_last_step(
     network, low = parts["upsampler_64"].network, random(3, 3, 16, 16).clamp(-1, 1)
     x, encoded = random(3, 3, 64, 64, seed=1), network.encode(low)
     resized = torch.nn.functional.interpolate(low, size=[64, 64], mode="bicubic", align_corners=False, antialias=True)
-    assert torch.equal(encoded, resized)
+    assert torch.equal(encoded.resized, resized)
     both = torch.cat([x, resized], dim=1)
     for t in ([1000, 500, 2], [1, 1, 1], [7, 1, 999]):
         t = torch.tensor(t)
@@ -163,7 +163,7 @@ def test_bfloat16_is_no_further_off_than_diffusers(folder: Path, parts: dict[str
         ]
 
     exact, given = ours(parts), ours(half)
-    both = torch.cat([large, parts["upsampler_64"].network.encode(picture)], dim=1)
+    both = torch.cat([large, parts["upsampler_64"].network.encode(picture).resized], dim=1)
     other = [
         their_prior(theirs["prior"], x.to(kind), t, low),
         their_decoder(theirs, picture.to(kind), t, image.to(kind), low),

@@ -135,6 +135,6 @@ def test_upsampler() -> None:
     x, encoded = torch.randn(1, 3, 256, 256, generator=generator), ours.encode(low)
 
     def reference() -> Tensor:
-        return theirs(torch.cat([x, encoded], 1).to(theirs.dtype), t - 1).sample
+        return theirs(torch.cat([x, encoded.resized], 1).to(theirs.dtype), t - 1).sample
 
     compare([ours, theirs], lambda: ours(x, t, encoded), reference)

@@ -15,6 +15,8 @@ from unclip.randomness import Noise
 from unclip.types import Batch, Cond, Sampling
 from unclip.types import Upsampler as Contract
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
+from upsamplers.filters import resize
+from upsamplers.network import UNET_OUTPUT, mixture
 from upsamplers.upsampler import _check_images
 
 FAST = Sampling(steps=3, threshold="static")
@@ -23,7 +25,7 @@ FAST = Sampling(steps=3, threshold="static")
 def tiny(
     patch: int = 2, multiple: tuple[int, ...] = (1, 1), output: str = "residual", predicts: str = "x0", **changes
 ) -> UpsamplerConfig:
-    unet = UNetConfig(in_channels=6, channels=32, depth=1, multiple=multiple, patch=patch)
+    unet = UNetConfig(in_channels=6, out_channels=UNET_OUTPUT[output], channels=32, depth=1, multiple=multiple, patch=patch)
     return UpsamplerConfig(unet=unet, output=output, predicts=predicts, sampling=FAST, **changes)
 
 
@@ -64,6 +66,37 @@ def test_untrained_residual_equals_bicubic(size):
     assert torch.equal(out, bicubic)
 
 
+@pytest.mark.parametrize("size, patch", [((8, 8), 4), ((7, 13), 2), ((1, 3), 1)])
+def test_untrained_mixture_is_mostly_bicubic(size, patch):
+    low = pictures(2, *size)
+    out = build(tiny(patch, (1, 1), "mixture")).sample(low, noise=Noise.of(0, [0, 1]))
+    around = nn.functional.avg_pool2d(nn.functional.pad(low, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    first, bicubic = math.exp(5), resize(low, (4 * size[0], 4 * size[1]))
+    expected = (first * bicubic + 9 * interpolate(around, scale_factor=4, mode="nearest")) / (first + 9)
+    assert torch.allclose(out, expected.clamp(-1, 1), atol=1e-5)
+
+
+def test_a_mixture_takes_the_pixel_it_is_told_to():
+    low, image = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 12, 15)
+    for k in range(10):
+        logits = torch.zeros(2, 10, 12, 15)
+        logits[:, k] = 200.0
+        y, x = divmod(k - 1, 3)
+        rows = (torch.arange(4) + y - 1).clamp(0, 3)
+        columns = (torch.arange(5) + x - 1).clamp(0, 4)
+        taken = interpolate(low[:, :, rows][..., columns], scale_factor=3, mode="nearest")
+        assert torch.allclose(mixture(image, low, logits), taken if k else image)
+
+
+def test_a_mixture_leaves_flat_areas_flat_in_bfloat16_too():
+    """Where nine equal pixels are mixed, nothing of the network's error is left, however large it is."""
+    low = torch.full((1, 3, 4, 4), 0.3)
+    logits = torch.randn(1, 10, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits[:, 0] = -50
+    out = mixture(torch.randn(1, 3, 16, 16), low, logits)
+    assert out.dtype == torch.float32 and (out - 0.3).abs().max() < 1e-6
+
+
 class FixedNorm(nn.Module):
     """Group norm with fixed statistics: only its weights are left."""
 
@@ -90,7 +123,9 @@ def shifted_output(model: Upsampler, shift: int, height: int, width: int, margin
     x_t = torch.randn(1, 3, height, width + shift, generator=generator)
     t = torch.tensor([300])
     with torch.no_grad():
-        one = model.network(x_t[..., :width], t, model.network.encode(low)[..., :width])
+        whole = model.network.encode(low)
+        encoded = whole._replace(resized=whole.resized[..., :width], low_res=low[..., : width // 4])
+        one = model.network(x_t[..., :width], t, encoded)
         # The low-resolution picture moves before it is resized: bicubic filters are part of what must be equal.
         moved = model.network(x_t[..., shift:], t, model.network.encode(low[..., shift // 4 :]))
     inside = slice(margin, height - margin)
@@ -100,8 +135,9 @@ def shifted_output(model: Upsampler, shift: int, height: int, width: int, margin
 
 # One level: the grid is lcm(scale, patch).  Each further level halves the picture and doubles the grid.
 @pytest.mark.parametrize("patch, multiple", [(1, (1,)), (3, (1,)), (8, (1,)), (1, (1, 1)), (2, (1, 1)), (4, (1, 1))])
-def test_a_shift_of_the_input_shifts_the_output(patch, multiple):
-    model = build(tiny(patch, multiple, "image", "eps"), std=0.05)
+@pytest.mark.parametrize("kind", [("image", "eps"), ("mixture", "x0")], ids=["image", "mixture"])
+def test_a_shift_of_the_input_shifts_the_output(patch, multiple, kind):
+    model = build(tiny(patch, multiple, *kind), std=0.05)
     fix_statistics(model)
     shift = math.lcm(4, model.network.unet.multiple_of)
     reach = 8 + patch * (12 if len(multiple) == 1 else 34)  # of the bicubic filter and the 3x3 convolutions, in pixels
@@ -111,7 +147,7 @@ def test_a_shift_of_the_input_shifts_the_output(patch, multiple):
         assert shifted_output(model, 4, side, side, reach) > 1e-2
 
 
-@pytest.mark.parametrize("predicts, output", [("eps", "image"), ("v", "image"), ("x0", "residual")])
+@pytest.mark.parametrize("predicts, output", [("eps", "image"), ("v", "image"), ("x0", "residual"), ("x0", "mixture")])
 def test_rows_do_not_depend_on_their_batch(predicts, output):
     config = tiny(1, (1, 1), output, predicts, crop=0.5, crops_per_image=2, corruption=CorruptionConfig(kind="bsr"))
     model, images, noise = build(config, std=0.02), pictures(3, 40, 32), Noise.of(1, [0, 1, 2])
@@ -217,6 +253,7 @@ def test_survives_saving_and_half_precision(tmp_path):
     "changes, message",
     [
         ({"predicts": "eps"}, "residual"),
+        ({"output": "mixture"}, "6 -> 13"),
         ({"crop": 0.0}, "crop is"),
         ({"crops_per_image": 0}, "crops_per_image"),
         ({"scale": 1}, "scale is 1"),

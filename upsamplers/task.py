@@ -51,7 +51,7 @@ class UpsamplerTask(Task):
         noise = noise[:4]
         low, high = self._crops(self._images(batch)[: len(noise)], noise)
         sampled = self.model.sample(low, noise=noise).cpu()
-        return torch.stack([self.model.network.encode(low), sampled, high], dim=1).flatten(0, 1)
+        return torch.stack([self.model.network.encode(low).resized, sampled, high], dim=1).flatten(0, 1)
 
     def _images(self, batch: Batch) -> Float[Tensor, "b 3 H W"]:
         require(batch, ["images"], type(self).__name__)

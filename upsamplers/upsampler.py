@@ -20,7 +20,7 @@ from unclip.randomness import Noise
 from unclip.types import Cond, Losses, Sampling
 
 from .corruption import CorruptionConfig, crop_pairs, degrade, mod_crop
-from .network import LastStep, UpsamplerNetwork
+from .network import UNET_OUTPUT, LastStep, Output, UpsamplerNetwork
 
 
 class UpsamplerConfig(Config, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     unet: UNetConfig = UNetConfig(in_channels=6, channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1)
     schedule: ScheduleConfig = ScheduleConfig(name="cosine")
     predicts: Predicts = "eps"
-    output: Literal["image", "residual"] = "image"  # residual: added to the resized low-resolution picture
+    output: Output = "image"  # or what is added to the resized picture; or that, and parts of low-resolution pixels
     weighting: Weighting = "none"
     norm: Norm = "l2"  # of the training error; l1 and l1_gradient leave flat areas flat
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the low-resolution input
@@ -44,14 +44,17 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.scale < 2:
             raise ValueError(f"scale is {self.scale}; an upsampler makes pictures at least 2 times larger")
-        if (self.unet.in_channels, self.unet.out_channels) != (6, 3):
-            given = f"{self.unet.in_channels} -> {self.unet.out_channels}"
-            raise ValueError(f"unet has channels {given}; an upsampler sees noisy and low-resolution picture: 6 -> 3")
+        if (self.unet.in_channels, self.unet.out_channels) != (6, UNET_OUTPUT[self.output]):
+            given, asked = f"{self.unet.in_channels} -> {self.unet.out_channels}", f"6 -> {UNET_OUTPUT[self.output]}"
+            raise ValueError(
+                f"unet has channels {given}; an upsampler sees noisy and low-resolution picture, and with output "
+                f"{self.output!r} makes {UNET_OUTPUT[self.output]} channels: {asked}"
+            )
         if self.unet.context_width is not None:
             raise ValueError("unet.context_width is given, but upsamplers take no context; leave it out")
-        if self.output == "residual" and self.predicts != "x0":
+        if self.output != "image" and self.predicts != "x0":
             raise ValueError(
-                f"output 'residual' is added to a picture, so predicts must be 'x0', not {self.predicts!r}"
+                f"output {self.output!r} is made of pictures, so predicts must be 'x0', not {self.predicts!r}"
             )
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}; it is a part of the picture's side, above 0 and at most 1")
@@ -131,12 +134,12 @@ class Upsampler(Part[UpsamplerConfig]):
         _check_sampling(sampling)
         encoded = self.network.encode(low_res.float().to(self.device))
         if x_t is None:
-            x_t = noise.at("x_T").normal(encoded.shape[1:])
-        elif x_t.shape != encoded.shape:
-            raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the target size needs {tuple(encoded.shape)}")
+            x_t = noise.at("x_T").normal(encoded.resized.shape[1:])
+        elif x_t.shape != encoded.resized.shape:
+            raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the target size needs {tuple(encoded.resized.shape)}")
         denoise = classifier_free(self.denoiser, encoded, None, scale=1.0)
         denoise = threshold(denoise, self.schedule, sampling.threshold)
-        x = run(denoise, x_t.to(encoded), self.schedule, sampling, noise=noise.at("steps"))
+        x = run(denoise, x_t.to(encoded.resized), self.schedule, sampling, noise=noise.at("steps"))
         return x.clamp(-1, 1)
 
 
