@@ -198,9 +198,10 @@ def discs(n: int, size: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def test_overfits_and_leaves_no_checkerboard():
+@pytest.mark.parametrize("output", ["residual", "mixture"])
+def test_overfits_and_leaves_no_checkerboard(output):
     patch = 2
-    config = tiny(patch, (1,), crop=1.0, corruption=CorruptionConfig())
+    config = tiny(patch, (1,), output, crop=1.0, corruption=CorruptionConfig())
     model, images = build(config), discs(4, 24)
     optimiser = torch.optim.Adam(model.parameters(), 2e-3)
     for step in range(50):

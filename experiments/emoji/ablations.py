@@ -66,6 +66,7 @@ DECODER = {
 }
 UPSAMPLER = {
     BASELINE: (),
+    "residual": ("model.output=residual", "model.unet.out_channels=3"),
     "l1": ("model.norm=l1",),  # without the differences of neighbouring pixels
     "l2": ("model.norm=l2",),
     "unweighted": ("model.weighting=none",),

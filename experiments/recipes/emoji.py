@@ -213,9 +213,9 @@ def upsampler_256() -> UpsamplerRecipe:
     return UpsamplerRecipe(
         size=256,
         model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
+            unet=UNetConfig(in_channels=6, out_channels=13, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
             predicts="x0",
-            output="residual",
+            output="mixture",
             weighting="clamped_snr",
             norm="l1_gradient",
             corruption=CorruptionConfig(kind="blur", probability=0.5),

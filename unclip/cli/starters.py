@@ -117,9 +117,9 @@ def _upsampler(scale: Scale, size: int) -> UpsamplerConfig:
         unet = UNetConfig(in_channels=6, channels=128, multiple=(1, 2, 3, 4), depth=2)
         return UpsamplerConfig(unet=unet, corruption=corruption, schedule=schedule)
     return UpsamplerConfig(
-        unet=UNetConfig(in_channels=6, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
+        unet=UNetConfig(in_channels=6, out_channels=13, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
         predicts="x0",
-        output="residual",
+        output="mixture",
         weighting="clamped_snr",
         norm="l1_gradient",
         corruption=corruption,
