@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from unclip.nn.embeddings import TimestepEmbedding
 from unclip.nn.unet import UNet, UNetConfig
@@ -88,15 +88,16 @@ def mixture(
     image: Float[Tensor, "b 3 H W"], low_res: Float[Tensor, "b 3 h w"], logits: Float[Tensor, "b 10 H W"]
 ) -> Float[Tensor, "b 3 H W"]:
     """Each pixel a mixture (softmax) of `image`'s and of 3 x 3 pixels of `low_res`, row by row, in whose middle it lies."""
-    h, w = low_res.shape[-2:]
-    # Parts and pictures in float32: rounded parts would not sum up to 1.  (b, .., h, scale, w, scale)
-    parts = logits.float().softmax(1).unflatten(-1, (w, -1)).unflatten(-3, (h, -1))
-    around = pad(low_res.float(), (1, 1, 1, 1), mode="replicate")
-    out = parts[:, :1] * image.float().unflatten(-1, (w, -1)).unflatten(-3, (h, -1))
+    height, width = image.shape[-2:]
+    scale = height // low_res.shape[-2]
+    # Parts and pictures in float32: rounded parts would not sum up to 1.
+    parts = logits.float().softmax(1)
+    around = interpolate(pad(low_res.float(), (1, 1, 1, 1), mode="replicate"), scale_factor=scale, mode="nearest")
+    out = parts[:, :1] * image.float()
     for k in range(CANDIDATES - 1):
-        y, x = divmod(k, 3)
-        out = torch.addcmul(out, parts[:, k + 1 : k + 2], around[:, :, y : y + h, None, x : x + w, None])
-    return out.flatten(-2).flatten(-3, -2)
+        y, x = (scale * i for i in divmod(k, 3))
+        out = torch.addcmul(out, parts[:, k + 1 : k + 2], around[..., y : y + height, x : x + width])
+    return out
 
 
 @torch.no_grad()
