@@ -32,8 +32,8 @@ class UpsamplerNetwork(nn.Module):
 
     output "residual": the UNet's output is added to the resized picture, so an untrained network returns that.
     output "mixture": each pixel is a mixture of that sum and of the 3 x 3 low-resolution pixels around it, in parts that the
-    UNet tells, too (convex upsampling, Teed & Deng 2020).  What is flat there stays flat to the last bit, beside edges
-    as well, where a resized picture rings.  An untrained network is 94 % the resized picture.
+    UNet tells, too (convex upsampling, Teed & Deng 2020).  What is flat there stays flat, beside edges as well, where a
+    resized picture rings.  An untrained network is 94 % the resized picture.
     last_step "own": what starts at t = 1, the step to the finished picture, goes through a second UNet (Karlo).
     """
 
