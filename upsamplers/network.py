@@ -69,9 +69,8 @@ class UpsamplerNetwork(nn.Module):
         out = self._run(reflect_pad(x, 0, bottom, 0, right), t)[..., :height, :width]
         if self.output == "image":
             return out
-        if self.output == "residual":
-            return encoded.resized + out
-        return mixture(encoded.resized + out[:, :3], encoded.low_res, out[:, 3:])
+        image = encoded.resized + out[:, :3]
+        return image if self.output == "residual" else mixture(image, encoded.low_res, out[:, 3:])
 
     def _run(self, x: Tensor, t: Tensor) -> Tensor:
         """Every row through the network that its timestep asks for; in sampling all rows have one timestep."""
