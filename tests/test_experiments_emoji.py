@@ -16,7 +16,7 @@ from experiments.emoji import data as commands
 from experiments.emoji import pictures, source
 from experiments.emoji.data import EmojiData
 from unclip.data.embeddings import Embeddings
-from unclip.data.order import Data
+from unclip.data.order import Data, indices
 from unclip.randomness import Noise
 
 DISC = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 36 36"><circle cx="18" cy="18" r="{}" fill="#{}"/></svg>'
@@ -198,6 +198,20 @@ def test_bad_arguments_are_refused(small: Path) -> None:
         commands.Pictures(small, ["a"], 0)
     with pytest.raises(ValueError, match="lacks 3 of 3 emoji .*data prepare"):
         EmojiData("train")
+
+
+def test_balance_draws_rare_motifs_more_often(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [source.Row("e50a", "hut", "train"), source.Row("1f44b-1f3fb", "waving hand light skin tone", "train")]
+    monkeypatch.setattr(source, "read_captions", lambda: [row for row in ROWS if row.split == "train"] + alone)
+    assert EmojiData("train").weights is None
+    for balance, hut in ((1.0, 1 / 2), (0.5, 1 / (1 + 3**0.5))):
+        data = EmojiData("train", balance=balance)
+        drawn = [i for k in range(10) for i in indices(len(data), 100, 0, k, data.weights)]
+        counts = np.bincount(drawn, minlength=4) / 1000
+        assert counts[data.keys.index("e50a")] == pytest.approx(hut, abs=0.03)
+        assert counts.max() == counts[data.keys.index("e50a")]
+    with pytest.raises(ValueError, match="balance is 2"):
+        EmojiData("train", balance=2)
 
 
 def test_commands(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from torch.nn.functional import interpolate, pad
 
 from experiments.emoji import source
 from experiments.emoji.pictures import Pictures
+from experiments.emoji.siblings import motif
 from unclip.data.embeddings import Embeddings
 from unclip.randomness import Noise
 from unclip.types import Batch
@@ -29,7 +31,9 @@ class EmojiData:
     """Captioned emoji pictures on white, (3, size, size) in [-1, 1].
 
     `shift` (pixels) and `zoom` (largest change of scale, 0.1 = 0.9 to 1.1) move each picture by its own noise stream;
-    `embeddings`, written by `unclip.data.embeddings.precompute`, stay those of the unmoved picture.
+    `embeddings`, written by `unclip.data.embeddings.precompute`, stay those of the unmoved picture.  `balance` evens out motifs,
+    of which some are there in ninety people and most but once: an emoji is drawn in proportion to (emoji of its motif) **
+    -balance, so 0 draws every emoji alike and 1 every motif.
     """
 
     def __init__(
@@ -40,17 +44,21 @@ class EmojiData:
         embeddings: Embeddings | str | Path | None = None,
         shift: int = 0,
         zoom: float = 0.0,
+        balance: float = 0.0,
         folder: str | Path | None = None,
     ):
         if split not in ("train", "heldout", "all"):
             raise ValueError(f"the split is {split!r}; it must be 'train', 'heldout' or 'all'")
         if not 0 <= shift < size or not 0 <= zoom < 1:
             raise ValueError(f"shift={shift}, zoom={zoom}; shift lies in 0..{size - 1} pixels and zoom in [0, 1)")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance is {balance}; it must lie in 0 (every emoji alike) .. 1 (every motif alike)")
         rows = source.read_captions()
         chosen = [i for i, row in enumerate(rows) if split in ("all", row.split)]
         self.split, self.size, self.shift, self.zoom = split, size, shift, zoom
         self.keys = [rows[i].key for i in chosen]
         self.captions = [rows[i].caption for i in chosen]
+        self.weights = _shares([motif(caption) for caption in self.captions], balance) if balance else None
         self._rows = chosen  # of the cache, which holds every split
         self._pictures = Pictures(Path(folder) if folder else source.cache_folder(), [row.key for row in rows], size)
         if isinstance(embeddings, (str, Path)):
@@ -72,6 +80,13 @@ class EmojiData:
         captions = [self.captions[i] for i in indices]
         batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=captions)
         return batch if self.embeddings is None else self.embeddings.join(batch)
+
+
+def _shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:
+    counts = Counter(motifs)
+    shares = np.array([counts[name] ** -balance for name in motifs])
+    shares.setflags(write=False)  # which `unclip.data.order.indices` takes as leave to look at them once
+    return shares
 
 
 def _move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:

@@ -173,9 +173,12 @@ class DecoderRecipe(Recipe, frozen=True, kw_only=True):
     split: Literal["train", "all"] = "train"
     shift: int = 0  # augmentation, in pixels
     zoom: float = 0.0
+    balance: float = 0.0  # how much rare motifs are drawn above their number (EmojiData)
 
     def build(self) -> tuple[Task, EmojiData]:
-        data = EmojiData(self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom)
+        data = EmojiData(
+            self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom, balance=self.balance
+        )
         return DecoderTask(self.fresh(lambda: Decoder(self.model))), data
 
 
