@@ -185,6 +185,11 @@ def worth(subject: Subject, settings: dict[str, Sampling], args: argparse.Namesp
     return Table(f"{title}: full chain, {len(rows)} captions, half of them held out", found)
 
 
+def listed(text: str) -> int | str:
+    """A number of steps, or sections of a schedule."""
+    return int(text) if text.isdecimal() else text
+
+
 def mixed(subject: Subject, n: int) -> list[int]:
     """Trained and held-out captions by hash, half of each."""
     return subject.rows("train", n - n // 2) + subject.rows("heldout", n // 2)
@@ -227,7 +232,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--n", type=int, default=8, help="pictures for distances (upsamplers: half as many)")
     parser.add_argument("--captions", type=int, default=48, help="captions for KID, nearest neighbour and the prior")
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 15, 25, 50, 100])
+    parser.add_argument(
+        "--steps", type=listed, nargs="+", default=[5, 10, 15, 25, 50, 100, "9,6,4,3,3", "3,3,4,6,9"],
+        help="numbers of steps, spread evenly, or sections of the schedule, the one nearest the data first",
+    )  # fmt: skip
     parser.add_argument("--ddpm", type=int, nargs="+", default=[25, 50, 100], help="steps of ddpm")
     parser.add_argument("--reference", type=int, default=1000, help="steps of the solution that distances are to")
     parser.add_argument("--judge", type=Path, help=f"folder of the judging CLIP (default {judges.folder()})")
