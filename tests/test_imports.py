@@ -25,7 +25,7 @@ LAYERS = [
     {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.results", "unclip.metrics"}
     | {"unclip.edits", "unclip.offload", "unclip.pca", "unclip.examined", "unclip.report", "unclip.plan"},
     {"unclip.convert"} | STAGES,
-    {"unclip.pipeline", "unclip.manipulate"},
+    {"unclip.pipeline", "unclip.manipulate", "unclip.sources"},
     {"unclip.cli"},
 ]
 OPTIONAL = ("parquet", "remote", "tensorboard", "wandb", "experiments")  # extras, imported where they are used

@@ -7,36 +7,29 @@ Everything but the upsamplers runs in float32: an inversion is exact only where 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unclip.clip.preprocess import fit_square
-from unclip.data.pictures import load_picture
-
 from .edits import Edit
 from .pca import PCA
 from .randomness import Noise
-from .results import Generation, Latent
+from .results import Latent
+from .sources import ends, exact, opened
 from .types import Inversion, Sampling
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .pipeline import Progress, UnCLIP
+    from .sources import Picture, Source
 
-Picture: TypeAlias = "str | Path | Image.Image | Tensor"
-Source: TypeAlias = "Picture | Latent | Generation | Edit"
 Start = Literal["kept", "fresh"]
 Way = Literal["slerp", "fixed"]
-SMALLEST = 8  # pixels of a picture's shorter side
 
 
 @torch.no_grad()
@@ -48,7 +41,7 @@ def invert(
     Pictures are laid on white, turned upright and cropped to a square, never squashed.  The decoder sees them at its own
     size: what `reconstruct` returns is the picture at that size, upsampled.
     """
-    return _opened(pipe, pictures, inversion, progress).latent
+    return opened(pipe, pictures, inversion, progress).latent
 
 
 @torch.no_grad()
@@ -62,9 +55,9 @@ def reconstruct(
 ) -> Edit:
     """The picture that a latent stands for."""
     _check(pipe, size, None)
-    latent, given = _opened(pipe, source, inversion, progress)
+    latent, given = opened(pipe, source, inversion, progress)
     labels = ["reconstruction"] * len(latent)
-    return _edit(pipe, "reconstruct", latent, _exact(latent.sampling), labels, 1, given, None, seed, size, progress)
+    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, progress)
 
 
 @torch.no_grad()
@@ -93,7 +86,7 @@ def vary(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
     fresh = one_of("x_t", x_t, Start) == "fresh"
-    latent, given = _opened(pipe, source, inversion, progress, embed_only=fresh)
+    latent, given = opened(pipe, source, inversion, progress, embed_only=fresh)
     latent = latent.repeat(n)
     noise = Noise.of(seed, range(first, first + len(latent))).at("vary")
     if fresh:
@@ -101,7 +94,7 @@ def vary(
         size_0 = pipe.decoder.image_size
         latent = replace(latent, x_t=noise.at("x_T").normal((3, size_0, size_0)), sampling=how)
     elif eta == 0:
-        how = _exact(latent.sampling)
+        how = exact(latent.sampling)
     else:
         how = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
@@ -132,11 +125,7 @@ def interpolate(
         sources = [sources]
     if steps < 2:
         raise ValueError(f"steps is {steps}; a path from one picture to the next has at least its two ends")
-    read = [_read(pipe, source) for source in sources]  # all of them, before the first is inverted
-    count = sum(1 if isinstance(source, str) else len(source) for source in read)
-    if count < 2:
-        raise ValueError(f"{count} picture was given; an interpolation goes from one to another")
-    latents, pictures = _all_opened(pipe, read, x_t, seed, inversion, progress)
+    latents, pictures = ends(pipe, sources, x_t == "slerp", seed, inversion, progress)
     embeds, starts = (torch.cat([getattr(z, name) for z in latents]).cpu() for name in ("image_embed", "x_t"))
     way = torch.arange((len(embeds) - 1) * (steps - 1) + 1)
     rows = (way // (steps - 1)).clamp(max=len(embeds) - 2)  # the last picture is the end of the last pair
@@ -146,7 +135,7 @@ def interpolate(
         size_0, how = pipe.decoder.image_size, pipe.decoder.resolve(None)
         x = Noise.of(seed).at("interpolate").at("x_T").normal((3, size_0, size_0)).expand(len(rows), -1, -1, -1)
     else:
-        x, how = slerp(starts[rows], starts[rows + 1], fractions), _exact(latents[0].sampling)
+        x, how = slerp(starts[rows], starts[rows + 1], fractions), exact(latents[0].sampling)
     latent = Latent(image_embed, x.contiguous(), how, ("",) * len(rows), pipe.models())
     labels = [f"{k / (steps - 1):.2f}" for k in way.tolist()]
     return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, guidance, seed, size, progress)
@@ -184,12 +173,12 @@ def text_diff(
     direction = texts[0] if source is None else texts[0] - texts[1]
     if direction.norm() < 1e-4:
         raise ValueError(f"{target!r} and {source!r} mean the same to this CLIP: there is no direction between them")
-    latent, given = _opened(pipe, picture, inversion, progress)
+    latent, given = opened(pipe, picture, inversion, progress)
     count = len(latent)
     latent = replace(latent.repeat(steps), captions=("",) * (count * steps))
     fractions = torch.linspace(0, theta, steps).repeat(count)
     z_d = normalize(direction, dim=0) * latent.image_embed.norm(dim=1, keepdim=True)
-    how = _exact(latent.sampling)
+    how = exact(latent.sampling)
     latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=how)
     labels = [f"theta {f:.2f}" for f in fractions.tolist()]
     return _edit(pipe, "text diff", latent, how, labels, steps, given, guidance, seed, size, progress)
@@ -216,7 +205,7 @@ def reconstruct_pca(
         raise ValueError("this pipeline came without principal components: give pca=PCA.fit(image embeddings of a data set)")
     if not components:
         raise ValueError("no numbers of components were given: list some, for instance [20, 40, 80]")
-    latent, given = _opened(pipe, source, None, progress, embed_only=True)
+    latent, given = opened(pipe, source, None, progress, embed_only=True)
     count, size_0 = len(latent), pipe.decoder.image_size
     embeds = torch.stack([pca.reduce(latent.image_embed, k) for k in components], dim=1).flatten(0, 1)
     how = pipe.decoder.resolve(None)
@@ -248,92 +237,6 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], fraction: float 
     turned = turned.reshape(a.shape).to(a.dtype)
     f = f.reshape(-1, *[1] * (a.ndim - 1))
     return torch.where(f == 0, a, torch.where(f == 1, b, turned))  # the ends to the last bit
-
-
-class _Opened(NamedTuple):
-    latent: Latent
-    pictures: Tensor | None  # (b, 3, s, s) at the decoder's size, where a picture was given
-
-
-def _opened(
-    pipe: UnCLIP,
-    source: Source | Sequence[Picture],
-    inversion: Inversion | None,
-    progress: Progress | None,
-    embed_only: bool = False,
-) -> _Opened:
-    """The latent of a source.  `embed_only`: nobody will look at x_T, so a picture is not inverted."""
-    if isinstance(source, (str, Path)) and _is_latent_file(source):
-        source = Latent.load(source)
-    if isinstance(source, (Generation, Edit)):
-        small = source.stages[min(source.stages)]
-        return _Opened(_belonging(pipe, source.latent), small)
-    if isinstance(source, Latent):
-        return _Opened(_belonging(pipe, source), None)
-    images = _pictures(source)
-    size, device = pipe.decoder.image_size, pipe.device
-    # CLIP sees each picture as it came, the decoder at its own size.
-    embeds = [pipe.clip.encode_image(image[None].to(device)).float().cpu() for image in images]
-    small, image_embed = torch.cat([fit_square(image[None].float().cpu(), size) for image in images]), torch.cat(embeds)
-    captions = ("",) * len(small)
-    if embed_only:
-        how = pipe.decoder.resolve(None)
-        return _Opened(Latent(image_embed, torch.zeros_like(small), how, captions, pipe.models()), small)
-    x_t: list[Tensor] = []
-    back: tuple[int, ...] = ()
-    for rows in pipe.chunks(len(small), size):
-        if progress:
-            progress("invert", rows.start, len(small))
-        cond = pipe.condition(image_embed[rows], captions[rows])
-        x, back = pipe.decoder.invert(small[rows].to(device), cond, inversion=inversion)
-        x_t.append(x.float().cpu())
-    if progress:
-        progress("invert", len(small), len(small))
-    how = Sampling(sampler="ddim", steps=back)
-    return _Opened(Latent(image_embed, torch.cat(x_t), how, captions, pipe.models()), small)
-
-
-def _read(pipe: UnCLIP, source: Source) -> str | list[Tensor] | Latent | Generation | Edit:
-    """A source of an interpolation, of which a string is a caption from here on; refused when it is no good."""
-    if isinstance(source, str) and not _looks_like_a_file(source):
-        return source
-    if isinstance(source, (str, Path)) and _is_latent_file(source):
-        source = Latent.load(source)
-    if isinstance(source, Latent):
-        return _belonging(pipe, source)
-    return source if isinstance(source, (Generation, Edit)) else _pictures(source)
-
-
-def _all_opened(
-    pipe: UnCLIP,
-    sources: Sequence[str | list[Tensor] | Latent | Generation | Edit],
-    x_t: Way,
-    seed: int,
-    inversion: Inversion | None,
-    progress: Progress | None,
-) -> tuple[list[Latent], Tensor | None]:
-    """The latents of an interpolation's sources, which can be mixed only when all are drawn in the same way."""
-    small = pipe.sizes[0]
-    captions = [source for source in sources if isinstance(source, str)]
-    drawn = pipe.generate(captions, seed=seed, size=small, progress=progress) if captions else None
-    opened, k = [], 0
-    for source in sources:
-        if drawn is not None and isinstance(source, str):
-            one = _Opened(replace(drawn.latent.rows(slice(k, k + 1)), captions=("",)), drawn.images[k : k + 1])
-            if len(captions) < len(sources) and x_t == "slerp":  # among pictures it is one too
-                one = _opened(pipe, drawn.images[k], inversion, progress)
-            k += 1
-        else:
-            one = _opened(pipe, source, inversion, progress, embed_only=x_t == "fixed")
-        opened.append(one)
-    latents = [one.latent for one in opened]
-    if x_t == "slerp" and any(_exact(latent.sampling) != _exact(latents[0].sampling) for latent in latents):
-        raise ValueError(
-            "these latents are drawn by different samplings, between which x_T cannot be interpolated: invert all pictures "
-            "with the same settings (give them as pictures), or use x_t='fixed'"
-        )
-    pictures = [one.pictures for one in opened if one.pictures is not None]
-    return latents, torch.cat(pictures) if len(pictures) == len(opened) else None
 
 
 def _edit(
@@ -373,76 +276,10 @@ def _check(pipe: UnCLIP, size: int | None, guidance: float | None) -> None:
     Sampling(guidance=1.0 if guidance is None else float(guidance))
 
 
-def _exact(sampling: Sampling) -> Sampling:
-    """The way from x_T that draws no noise."""
-    if sampling.sampler == "ddpm":
-        return sampling.replace(sampler="ddim", variance="small")
-    return sampling.replace(eta=0.0)
-
-
 def _to_clean(sampling: Sampling) -> Sampling:
     """The way on to t = 0: where new noise was drawn, the last of it has to be taken out."""
     assert isinstance(sampling.steps, tuple)
     return sampling.replace(steps=(*(t for t in sampling.steps if t > 0), 0))
-
-
-def _belonging(pipe: UnCLIP, latent: Latent) -> Latent:
-    own = pipe.models()
-    for part in ("clip", "decoder"):
-        if latent.models.get(part) != own[part]:
-            raise ValueError(
-                f"this latent was made with another {part} ({latent.models.get(part)}, pipeline "
-                f"{latent.models.get('pipeline')!r}) than this pipeline's ({own[part]}): invert the picture again"
-            )
-    return latent
-
-
-def _pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
-    """One or many pictures, each (3, h, w)."""
-    if isinstance(source, Tensor) and source.ndim == 4:
-        source = list(source)
-    many = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
-    if not many:
-        raise ValueError("no picture was given")
-    images = []
-    for picture in many:
-        frames = _frames(picture)
-        if frames > 1:
-            warnings.warn(f"an animated picture was given: the first of its {frames} frames is used", stacklevel=2)
-        image = load_picture(picture)
-        height, width = image.shape[-2:]
-        if min(height, width) < SMALLEST:
-            raise ValueError(f"a picture of {width} x {height} pixels shows nothing; its shorter side must have {SMALLEST}")
-        images.append(image)
-    return images
-
-
-def _frames(picture: Picture) -> int:
-    from PIL import Image
-
-    if isinstance(picture, Tensor):
-        return 1
-    if isinstance(picture, Image.Image):
-        return int(getattr(picture, "n_frames", 1))
-    try:
-        with Image.open(picture) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except Exception:  # load_picture says what is wrong with it
-        return 1
-
-
-def _is_latent_file(source: str | Path) -> bool:
-    return Path(source).suffix.lower() == ".safetensors"
-
-
-def _looks_like_a_file(text: str) -> bool:
-    """A path that exists, or a word that ends like a file: a typing error in a path must not become a caption."""
-    suffix = Path(text).suffix
-    ends_like_a_file = 1 < len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal()
-    try:
-        return (Path(text).is_file()) or _is_latent_file(text) or (ends_like_a_file and " " not in text)
-    except OSError:  # longer than a path can be
-        return False
 
 
 def one_of(name: str, value: str, words: object) -> str:

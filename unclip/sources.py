@@ -1,0 +1,202 @@
+"""What edits start from: pictures, captions and latents, read and brought to a latent pair (z_i, x_T)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
+
+import torch
+from torch import Tensor
+
+from unclip.clip.preprocess import fit_square
+from unclip.data.pictures import load_picture
+
+from .edits import Edit
+from .results import Generation, Latent
+from .types import Inversion, Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .pipeline import Progress, UnCLIP
+
+Picture: TypeAlias = "str | Path | Image.Image | Tensor"
+Source: TypeAlias = "Picture | Latent | Generation | Edit"
+SMALLEST = 8  # pixels of a picture's shorter side
+
+
+class Opened(NamedTuple):
+    """A source's latent, and its pictures (b, 3, s, s) at the decoder's size where it has some."""
+
+    latent: Latent
+    pictures: Tensor | None
+
+    def rows(self, which: slice) -> Opened:
+        return Opened(self.latent.rows(which), None if self.pictures is None else self.pictures[which])
+
+
+def opened(
+    pipe: UnCLIP,
+    source: Source | Sequence[Picture],
+    inversion: Inversion | None,
+    progress: Progress | None,
+    embed_only: bool = False,
+) -> Opened:
+    """The latent of a source.  `embed_only`: nobody will look at x_T, so a picture is not inverted."""
+    given = _given(pipe, source)
+    return given if isinstance(given, Opened) else _inverted(pipe, given, inversion, progress, embed_only)
+
+
+def ends(
+    pipe: UnCLIP, sources: Sequence[Source], mixed: bool, seed: int, inversion: Inversion | None, progress: Progress | None
+) -> tuple[list[Latent], Tensor | None]:
+    """The latents that an interpolation goes through.  `mixed`: their x_T will be, so all must be drawn in the same way.
+
+    A string that is no file, and does not look like one, is a caption and drawn first.  All sources are read before any is
+    drawn, and what has to be inverted is inverted together.
+    """
+    read = [source if _is_caption(source) else _given(pipe, source) for source in sources]
+    count = sum(1 if isinstance(source, str) else len(source.latent if isinstance(source, Opened) else source) for source in read)
+    if count < 2:
+        raise ValueError(f"{count} picture was given; an interpolation goes from one to another")
+    found = _drawn(pipe, read, mixed, seed, progress)
+    images = [image for source in found if isinstance(source, list) for image in source]
+    fresh = _inverted(pipe, images, inversion, progress, embed_only=not mixed) if images else None
+    parts, k = [], 0
+    for source in found:
+        if isinstance(source, list):
+            assert fresh is not None
+            k, source = k + len(source), fresh.rows(slice(k, k + len(source)))
+        parts.append(source)
+    latents, pictures = [part.latent for part in parts], [part.pictures for part in parts if part.pictures is not None]
+    if mixed and any(exact(latent.sampling) != exact(latents[0].sampling) for latent in latents):
+        raise ValueError(
+            "these latents are drawn by different samplings, between which x_T cannot be interpolated: invert all pictures "
+            "with the same settings (give them as pictures), or use x_t='fixed'"
+        )
+    return latents, torch.cat(pictures) if len(pictures) == len(parts) else None
+
+
+def exact(sampling: Sampling) -> Sampling:
+    """The way from x_T that draws no noise."""
+    if sampling.sampler == "ddpm":
+        return sampling.replace(sampler="ddim", variance="small")
+    return sampling.replace(eta=0.0)
+
+
+def _inverted(
+    pipe: UnCLIP, images: Sequence[Tensor], inversion: Inversion | None, progress: Progress | None, embed_only: bool
+) -> Opened:
+    """Of pictures (3, h, w): CLIP sees each as it came, the decoder at its own size."""
+    size, device = pipe.decoder.image_size, pipe.device
+    embeds = [pipe.clip.encode_image(image[None].to(device)).float().cpu() for image in images]
+    small, image_embed = torch.cat([fit_square(image[None].float().cpu(), size) for image in images]), torch.cat(embeds)
+    captions = ("",) * len(small)
+    if embed_only:
+        how = pipe.decoder.resolve(None)
+        return Opened(Latent(image_embed, torch.zeros_like(small), how, captions, pipe.models()), small)
+    x_t: list[Tensor] = []
+    back: tuple[int, ...] = ()
+    for rows in pipe.chunks(len(small), size):
+        if progress:
+            progress("invert", rows.start, len(small))
+        cond = pipe.condition(image_embed[rows], captions[rows])
+        x, back = pipe.decoder.invert(small[rows].to(device), cond, inversion=inversion)
+        x_t.append(x.float().cpu())
+    if progress:
+        progress("invert", len(small), len(small))
+    how = Sampling(sampler="ddim", steps=back)
+    return Opened(Latent(image_embed, torch.cat(x_t), how, captions, pipe.models()), small)
+
+
+def _given(pipe: UnCLIP, source: Source | Sequence[Picture]) -> list[Tensor] | Opened:
+    """A source read: its pictures, or its latent where that is known."""
+    if isinstance(source, (str, Path)) and _is_latent_file(source):
+        source = Latent.load(source)
+    if isinstance(source, (Generation, Edit)):
+        return Opened(_belonging(pipe, source.latent), source.stages[min(source.stages)])
+    return Opened(_belonging(pipe, source), None) if isinstance(source, Latent) else _pictures(source)
+
+
+def _drawn(
+    pipe: UnCLIP, read: Sequence[str | list[Tensor] | Opened], mixed: bool, seed: int, progress: Progress | None
+) -> list[list[Tensor] | Opened]:
+    """Captions become drawings, whose latents are known; among others whose x_T will be mixed in they are pictures too."""
+    captions = [source for source in read if isinstance(source, str)]
+    if not captions:
+        return [source for source in read if not isinstance(source, str)]
+    made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], progress=progress)
+    drawn = Opened(replace(made.latent, captions=("",) * len(captions)), made.images)
+    as_pictures = mixed and len(captions) < len(read)
+    found: list[list[Tensor] | Opened] = []
+    k = 0
+    for source in read:
+        if isinstance(source, str):
+            row, k = slice(k, k + 1), k + 1
+            source = list(made.images[row]) if as_pictures else drawn.rows(row)
+        found.append(source)
+    return found
+
+
+def _belonging(pipe: UnCLIP, latent: Latent) -> Latent:
+    own = pipe.models()
+    for part in ("clip", "decoder"):
+        if latent.models.get(part) != own[part]:
+            raise ValueError(
+                f"this latent was made with another {part} ({latent.models.get(part)}, pipeline "
+                f"{latent.models.get('pipeline')!r}) than this pipeline's ({own[part]}): invert the picture again"
+            )
+    return latent
+
+
+def _pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
+    """One or many pictures, each (3, h, w)."""
+    if isinstance(source, Tensor) and source.ndim == 4:
+        source = list(source)
+    many = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+    if not many:
+        raise ValueError("no picture was given")
+    images = []
+    for picture in many:
+        frames = _frames(picture)
+        if frames > 1:
+            warnings.warn(f"an animated picture was given: the first of its {frames} frames is used", stacklevel=2)
+        image = load_picture(picture)
+        height, width = image.shape[-2:]
+        if min(height, width) < SMALLEST:
+            raise ValueError(f"a picture of {width} x {height} pixels shows nothing; its shorter side must have {SMALLEST}")
+        images.append(image)
+    return images
+
+
+def _frames(picture: Picture) -> int:
+    from PIL import Image
+
+    if isinstance(picture, Tensor):
+        return 1
+    if isinstance(picture, Image.Image):
+        return int(getattr(picture, "n_frames", 1))
+    try:
+        with Image.open(picture) as file:
+            return int(getattr(file, "n_frames", 1))
+    except Exception:  # load_picture says what is wrong with it
+        return 1
+
+
+def _is_latent_file(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == ".safetensors"
+
+
+def _is_caption(source: object) -> TypeGuard[str]:
+    """A string that is no path and no word that ends like a file: a typing error in a path must not become a caption."""
+    if not isinstance(source, str):
+        return False
+    suffix = Path(source).suffix
+    ends_like_a_file = 1 < len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal()
+    try:
+        return not (Path(source).is_file() or _is_latent_file(source) or (ends_like_a_file and " " not in source))
+    except OSError:  # longer than a path can be
+        return True
