@@ -26,6 +26,7 @@ from experiments import (
     variations,
 )
 from experiments.emoji import ship, source
+from experiments.recipes import find
 from unclip import PCA, UnCLIP
 from unclip.clip.encoder import CLIP
 from unclip.clip.tokenizer import compact_token_ids
@@ -287,6 +288,23 @@ def test_more_components_are_nearer(model: str, tmp_path: Path) -> None:
     file = ["--pca", str(tmp_path / "other.safetensors")]
     given = run(pca_reconstructions, model, tmp_path, "--n", "4", "--components", "1", "6", *file)
     assert least(given, "RMS difference to the full picture")["1 components"] == pytest.approx(away[0], abs=1e-4)
+
+
+def test_provenance_tells_every_sitting_and_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ship, "EmojiData", Data)
+    row = {"step": 50, "samples": 1600, "loss": 0.5, "seconds": 60.0, "lr": 0.1}
+    for folder in [*ship.STAGES, "decoder_1"]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "log.jsonl").write_text(json.dumps(row) + "\n")
+    again = find("emoji.decoder").override("train.steps=7", "model.unet.channels=64", "balance=0.5")
+    (tmp_path / "decoder" / "recipe.json").write_text(again.to_json())
+    (tmp_path / "prior" / "recipe.json").write_text(find("emoji.prior").to_json())
+    stages = ship.provenance(tmp_path)["stages"]
+    told = {"step": 50, "samples": 1600, "loss": 0.5, "seconds": 60.0}
+    unlike = {"train.steps": 7, "model.unet.channels": 64, "balance": 0.5}
+    assert stages["decoder"]["sittings"] == [told, {**told, "settings": unlike}]
+    assert stages["prior"]["sittings"] == [{**told, "settings": {}}]
+    assert stages["upsampler_1024"]["started_from"] == "upsampler_256"
 
 
 def test_the_recipe_ships_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

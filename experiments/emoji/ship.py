@@ -5,12 +5,14 @@
 
 RUNS holds the run folders clip, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need
 not have ended: the newest complete state of each is taken.  A run that was started from another's weights (`--init`) keeps that
-one beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting.
+one beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting,
+and of the settings in which it was unlike the recipe.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import subprocess
 import sys
@@ -34,6 +36,8 @@ from unclip.training import load_ema, read_log
 
 STAGES = ("clip", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
 PARENTS = {"upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
+
+TOLD = ("step", "samples", "loss", "seconds")  # of a run's last line
 
 
 def load(runs: Path, stage: str) -> Any:
@@ -87,7 +91,11 @@ def provenance(runs: Path) -> dict[str, Any]:
         sittings = []
         for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
             rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
-            sittings.append({key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if key in rows[-1]})
+            sitting: dict[str, Any] = {name: rows[-1][name] for name in TOLD if name in rows[-1]}
+            if (folder / "recipe.json").exists():  # a run that did not end has written none
+                told = json.loads((folder / "recipe.json").read_text())
+                sitting["settings"] = unlike(told, json.loads(find(f"emoji.{stage}").to_json()))
+            sittings.append(sitting)
         parent = {"started_from": PARENTS[stage]} if stage in PARENTS else {}
         stages[stage] = {"recipe": f"emoji.{stage}", **parent, "sittings": sittings}
     return {
@@ -99,6 +107,18 @@ def provenance(runs: Path) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "stages": stages,
     }
+
+
+def unlike(told: dict[str, Any], recipe: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """What a run was told otherwise than the recipe says now, by the names of settings: {"train.lr": 0.0005}."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        own = recipe.get(name)
+        if isinstance(value, dict) and isinstance(own, dict):
+            found |= unlike(value, own, f"{above}{name}.")
+        elif value != own:
+            found[f"{above}{name}"] = value
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
