@@ -48,8 +48,16 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
             )
         if self.unet.context_width is None:
             raise ValueError("a decoder's UNet needs context_width: the embedding enters as extra context tokens")
-        if self.sampling.variance == "learned" and self.variance == "fixed":
+        self.allow(self.sampling)
+
+    def allow(self, sampling: Sampling) -> None:
+        """ValueError for a variance that the decoder does not have."""
+        if sampling.sampler != "ddpm":
+            return
+        if sampling.variance == "learned" and self.variance == "fixed":
             raise ValueError("sampling asks for the learned variance, but the decoder's variance is 'fixed'")
+        if sampling.variance == "analytic":
+            raise ValueError("a decoder has no analytic variance; sample with variance 'small', 'large' or a learned one")
 
 
 class Decoder(Part[DecoderConfig]):
@@ -69,6 +77,7 @@ class Decoder(Part[DecoderConfig]):
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses:
         """Denoising loss per picture; the embedding is dropped in 10 % of them and, independently, the caption in 50 %."""
         self._check(cond, len(images))
+        noise.check(len(images), "pictures")
         drops = noise.at("drop").uniform((2,)).to(images.device)
         encoded = self.network.encode(
             cond,
@@ -96,6 +105,7 @@ class Decoder(Part[DecoderConfig]):
             if t is not None:
                 raise ValueError(f"t is {t}, but there is no x_t that lives there: give both, or neither for pure noise")
             x_t = noise.at("x_T").normal((3, self.config.image_size, self.config.image_size))
+        noise.check(len(x_t), "pictures")
         denoise = self.denoise(cond, len(x_t), sampling)
         x = x_t.to(self.device, torch.float32)
         return run(denoise, x, self.schedule, sampling, noise=noise.at("steps"), t=t).clamp(-1, 1)
@@ -127,6 +137,7 @@ class Decoder(Part[DecoderConfig]):
     def denoise(self, cond: Cond, count: int, sampling: Sampling) -> Denoise:
         """The conditions bound, guided and thresholded as `sampling` says: (x_t, t) -> Prediction."""
         self._check(cond, count)
+        self.config.allow(sampling)
         encoded, null = self.network.encode(cond, count), None
         if sampling.guidance != 1:
             null = self.network.encode(Cond(), 1)
@@ -142,6 +153,7 @@ class Decoder(Part[DecoderConfig]):
     def resolve(self, sampling: Sampling | None = None) -> Sampling:
         """`sampling`, or the decoder's own, its steps the timesteps that are visited; pure noise lives at the first."""
         sampling = sampling or self.config.sampling
+        self.config.allow(sampling)
         return sampling.replace(steps=spaced(self.schedule.T, sampling.steps))
 
     def _check(self, cond: Cond, count: int) -> None:

@@ -15,7 +15,7 @@ from unclip.types import Text
 
 class TextEncoderConfig(Config, frozen=True, kw_only=True):
     kind: Literal["tokens", "clip_states"] = "tokens"
-    context: int = 256  # tokens; longer captions are cut, with the end token kept by the tokenizer
+    context: int = 256  # tokens; longer captions are cut, their end token with the rest: give it what CLIP has
     transformer: TransformerConfig | None = None  # "tokens": GLIDE's text transformer
     vocab: int = 49408  # "tokens"
     states_width: int | None = None  # "clip_states": width of CLIP's token states

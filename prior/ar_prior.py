@@ -86,6 +86,7 @@ class ARPrior(Part[ARPriorConfig]):
 
         Terms, in nats but for the accuracy: the dot product's symbol, the first 8 components, how many symbols were right.
         """
+        noise.check(len(image_embed), "embeddings")
         drop = noise.at("drop").uniform() < self.config.text_drop
         prompt = self._prompt(text, drop)
         symbols = self.symbols(image_embed, text.embed)

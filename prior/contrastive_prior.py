@@ -62,6 +62,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
 
         The contrastive term couples the samples of a process's batch: each is a negative of the others.
         """
+        noise.check(len(image_embed), "embeddings")
         x0 = self.scaling.scale(image_embed)
         dropped = noise.at("drop").uniform() < self.config.text_drop
         made = self._predict(text, dropped)

@@ -65,6 +65,7 @@ class DiffusionPrior(Part[PriorConfig]):
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses:
         """|| f(x_t, t, y) - x0 ||^2 / d per sample; a caption is dropped in 10 % of them."""
         self._check(image_embed)
+        noise.check(len(image_embed), "embeddings")
         x0 = self.scaling.scale(image_embed)
         drop = noise.at("drop").uniform() < self.config.text_drop
         t = noise.at("t").integers(1, self.schedule.T + 1)
@@ -143,8 +144,8 @@ class DiffusionPrior(Part[PriorConfig]):
                 times = torch.full((len(eps),), t)
                 alpha, sigma = self.schedule.at(times, x0)
                 guess = denoise(alpha * x0[rows] + sigma * eps, times).eps
-                excess[t] += float((guess.double() ** 2 - eps.double() ** 2).sum())
-        bound = float(x0.double().square().mean())
+                excess[t] += float((guess.cpu().double() ** 2 - eps.cpu().double() ** 2).sum())
+        bound = float(x0.cpu().double().square().mean())
         measured = torch.full_like(self.x0_variance, float("nan"))
         for t, total in excess.items():
             variance = -total / x0.numel() / float(self.schedule.snr(t))
@@ -162,7 +163,7 @@ class DiffusionPrior(Part[PriorConfig]):
                 "or sample with variance 'small'"
             )
         t = torch.arange(1, self.schedule.T + 1)
-        gamma = 1 - self.schedule.snr(t) * self.x0_variance[1:].double().cpu()
+        gamma = 1 - self.schedule.snr(t) * self.x0_variance[1:].cpu().double()
         return Analytic(torch.cat([gamma[:1] * float("nan"), gamma]), float(self.x0_bound))
 
     def _prompt(self, text: Text, drop: Tensor | None = None) -> Prompt:

@@ -50,8 +50,8 @@ class LinearPrior(Part[LinearPriorConfig]):
                 f"their captions; got {tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
             )
         self.scaling.fit(image_embeds)
-        y = self.scaling.scale(image_embeds).double().cpu()
-        x = self.scaling.text(text_embeds).double().cpu()
+        y = self.scaling.scale(image_embeds).cpu().double()
+        x = self.scaling.text(text_embeds).cpu().double()
         if not torch.isfinite(x).all():
             raise ValueError("the text embeddings hold NaN or infinity: look at the CLIP that made them")
         x_mean, y_mean = x.mean(0), y.mean(0)
@@ -85,7 +85,8 @@ class LinearPrior(Part[LinearPriorConfig]):
     def _predict(self, text: Text) -> Float[Tensor, "b d"]:
         if text.embed.shape[1] != self.embed_dim:
             raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {self.embed_dim}")
-        made = self.network(self.scaling.text(text.embed.to(self.device)) - self.text_mean)
+        x = self.scaling.text(text.embed.to(self.device)) - self.text_mean
+        made = self.network(x.to(self.network.weight.dtype))
         return torch.where(text.blank.to(self.device)[:, None], self.network.bias, made)
 
 

@@ -134,7 +134,7 @@ class Quantizer(nn.Module):
     def explained(self) -> Float[Tensor, " d"]:
         """The share of the fitted data's variance in the first 1, 2, ..., d components; float64."""
         self.buckets._check()
-        return _shares(self.variances.double())
+        return _shares(self.variances.cpu().double())
 
 
 def count_dims(x: Float[Tensor, "n d"], share: float) -> int:

@@ -262,9 +262,24 @@ def test_embeddings_of_another_clip_are_refused():
 
 def test_variances_it_does_not_have_are_refused():
     fixed = build(variance="fixed")
-    for variance, message in (("learned", "needs a network that predicts it"), ("analytic", "measured no analytic")):
-        with pytest.raises(ValueError, match=message):
-            fixed.sample(Cond(), noise=Noise.of(0), sampling=Sampling(sampler="ddpm", steps=3, variance=variance))
+    for variance, message in (("learned", "the decoder's variance is 'fixed'"), ("analytic", "no analytic")):
+        sampling = Sampling(sampler="ddpm", steps=3, variance=variance)
+        for use in (
+            lambda s: fixed.sample(Cond(), noise=Noise.of(0), sampling=s),
+            fixed.resolve,  # which a pipeline asks before anything is drawn
+            lambda s: fixed.config.replace(sampling=s),
+        ):
+            with pytest.raises(ValueError, match=message):
+                use(sampling)
+        fixed.sample(Cond(), noise=Noise.of(0), sampling=sampling.replace(sampler="ddim"))  # which has no use for it
+
+
+def test_one_noise_stream_for_each_picture():
+    model, one = build(text="tokens"), Noise.of(0)
+    with pytest.raises(ValueError, match=r"3 pictures need a noise stream each, got 1: Noise.of\(seed, range\(3\)\)"):
+        model.sample(Cond(embeds(3)), noise=one, x_t=torch.zeros(3, 3, 8, 8))
+    with pytest.raises(ValueError, match="3 pictures need a noise stream each, got 1"):
+        model.loss(torch.zeros(3, 3, 8, 8), Cond(embeds(3)), noise=one)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ class Shared(Noise):
     def __init__(self, seed):
         super().__init__([str(seed)])
 
+    def __len__(self):
+        return N
+
     def normal(self, shape=()):
         return super().normal((N, *shape))[0].double()
 
@@ -164,6 +167,14 @@ def test_bad_requests(schedule):
         ddim_invert(denoise, x, schedule, (10, 0))
     with pytest.raises(ValueError, match="analytic"):
         run(denoise, x, schedule, Sampling(sampler="ddpm", variance="analytic"), noise=Noise.of(0))
+    two = torch.zeros(2, 3)
+    for draw in (
+        lambda noise: ddpm(denoise, two, schedule, (10, 5, 0), noise=noise),
+        lambda noise: ddim(denoise, two, schedule, (10, 5, 0), eta=1.0, noise=noise),
+    ):
+        with pytest.raises(ValueError, match="2 rows need a noise stream each, got 1"):  # both would get the same noise
+            draw(Noise.of(0))
+        draw(Noise.of(0, range(2)))
     with pytest.raises(ValueError, match="not measured"):
         unmeasured = Analytic(torch.full((1001,), float("nan")))
         ddpm(denoise, x, schedule, (10, 5, 0), noise=Noise.of(0), variance=unmeasured)

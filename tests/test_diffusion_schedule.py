@@ -99,6 +99,13 @@ def test_lookup_broadcasts_in_the_type_of_its_partner():
     assert float(sigma[1]) == 1
 
 
+def test_a_config_has_the_published_ends_of_its_schedule():
+    for name in ("linear", "scaled_linear"):
+        own, given = getattr(NoiseSchedule, name)(), ScheduleConfig(name=name, end=0.015).build()
+        assert torch.equal(ScheduleConfig(name=name).build().alpha, own.alpha)
+        assert given.alpha[1] == own.alpha[1] and given.alpha[-1] != own.alpha[-1]
+
+
 def test_bad_schedules_are_refused():
     with pytest.raises(ValueError, match="strictly between"):
         NoiseSchedule.from_betas([0.1, 1.0])

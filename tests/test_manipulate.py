@@ -136,6 +136,14 @@ def test_the_latent_of_another_model_is_refused(pipe: UnCLIP, latent: Latent) ->
         for verb in (pipe.reconstruct, pipe.vary, lambda z: pipe.text_diff(z, "a cat"), lambda z: pipe.interpolate([z, latent])):
             with pytest.raises(ValueError, match=f"made with another {part} .0123456789abcdef.*invert the picture again"):
                 verb(foreign)
+    moved = tiny.pipeline()
+    made = moved.generate("a red heart", size=16)
+    moved.clip_identity = {"answers": "with other last digits, as on another machine"}
+    moved.reconstruct(made, size=16)
+    with torch.no_grad():
+        next(moved.clip.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="another clip"):
+        moved.reconstruct(made, size=16)
     other = UnCLIP(pipe.clip, pipe.prior, tiny.decoder(text=False), name="other")
     with pytest.raises(ValueError, match="another decoder"):
         other.reconstruct(latent)
@@ -215,6 +223,14 @@ def test_a_path_has_its_sources_on_it(pipe: UnCLIP, pictures: Tensor, latent: La
     assert near(pipe.interpolate([latent], steps=3).images[1], path.images[1])  # a latent of two pictures is two sources
 
 
+def test_the_pictures_of_a_path_are_inverted_together(pipe: UnCLIP, pictures: Tensor, latent: Latent) -> None:
+    told: list[tuple[str, int, int]] = []
+    sources = [pictures[0], latent.rows(slice(0, 1)), pictures]
+    path = pipe.interpolate(sources, steps=2, progress=lambda *what: told.append(what))
+    assert [what for what in told if what[0] == "invert"] == [("invert", 0, 3), ("invert", 3, 3)]
+    assert near(path.images, pictures[[0, 0, 0, 1]])
+
+
 def test_a_path_with_one_fixed_noise(pipe: UnCLIP, pictures: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr(pipe.decoder, "invert", None)  # whose x_T nobody would look at
     path = pipe.interpolate(list(pictures), steps=4, x_t="fixed", seed=2)
@@ -231,6 +247,12 @@ def test_captions_are_drawn_first() -> None:
     assert torch.allclose(path.latent.x_t, drawn.x_t, atol=1e-5) and path.latent.sampling == drawn.sampling
     mixed = pipe.interpolate(["a red heart", Image.new("RGB", (20, 20), "red")], steps=2, size=16, inversion=Inversion(steps=3))
     assert mixed.latent.sampling.guidance == 1  # among pictures a drawn one is inverted too
+    made = pipe.generate("two dogs", size=16)
+    among_drawn = pipe.interpolate(["a red heart", made], steps=2, size=16)
+    assert among_drawn.latent.sampling == drawn.sampling and torch.equal(among_drawn.latent.x_t[:1], drawn.x_t[:1])
+    ddim = pipe.generate("two dogs", size=16, decoder=Sampling(sampler="ddim", steps=3))  # drawn, but in another way
+    with pytest.raises(ValueError, match="drawn by different samplings"):
+        pipe.interpolate(["a red heart", ddim], steps=2, size=16, inversion=Inversion(steps=4))
     with pytest.raises(ValueError, match="no picture file 'heart.png'"):
         pipe.interpolate(["heart.png", "two dogs"])
 

@@ -83,6 +83,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     again = LinearPrior.from_pretrained(tmp_path / "prior")
     given = text(normal(3, 2))
     assert torch.equal(*(p.sample(given, noise=Noise.of(0, range(3))) for p in (prior, again)))
+    half = LinearPrior.from_pretrained(tmp_path / "prior", torch.bfloat16).sample(given, noise=Noise.of(0, range(3)))
+    torch.testing.assert_close(half.float(), again.sample(given, noise=Noise.of(0, range(3))), atol=0.05, rtol=0.05)
 
 
 def test_bad_input() -> None:

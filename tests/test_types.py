@@ -43,6 +43,10 @@ def test_best_of_takes_the_nearest_direction() -> None:
     assert torch.equal(best_of(embeds, wanted), torch.stack([embeds[0, 1], embeds[1, 1]]))
     assert torch.equal(best_of(embeds[:, :1], wanted), embeds[:, 0])
     assert best_of(embeds.bfloat16(), wanted).dtype == torch.bfloat16
+    close = torch.nn.functional.normalize(torch.randn(200, 2, 64) * 0.01 + torch.randn(200, 1, 64), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):  # in which most of these would be equally near
+        kept = best_of(close, close[:, 0] + close[:, 1] * 1.1)
+    assert torch.equal(kept, close[:, 1])
 
 
 def test_trees_keep_their_kind() -> None:

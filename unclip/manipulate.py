@@ -1,7 +1,9 @@
 """Editing pictures through the latent pair (z_i, x_T): what a picture shows, and how it shows it (unCLIP, section 3).
 
 Functions of a pipeline; `UnCLIP` has them as methods.  A *source* is a picture (file, PIL picture, tensor (3, h, w) or
-(b, 3, h, w) in [-1, 1]), a `Latent` or its file, or what `generate` or another edit returned, whose latent is known.
+(b, 3, h, w) in [-1, 1]), a `Latent` or its file, or what `generate` or another edit returned, whose latent is known.  A
+picture's latent leads back to it exactly.  A generation's leads back to what z_i and x_T alone draw: not the noise of a sampler
+that draws some (ddpm, eta > 0), and in interpolations and text diffs not its caption; where that counts, give its picture.
 Everything but the upsamplers runs in float32: an inversion is exact only where both ways see the same numbers.
 """
 
@@ -221,8 +223,9 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], fraction: float 
     Opposite vectors have no one way between them: they turn through the axis that a points along least.  A zero vector has
     the other's direction.
     """
-    x, y = a.flatten(1).double(), b.flatten(1).double()
-    f = torch.as_tensor(fraction, dtype=torch.float64).cpu().expand(len(x)).to(x.device)[:, None]
+    x, y = a.cpu().flatten(1).double(), b.cpu().flatten(1).double()  # some accelerators have no float64
+    f = fraction.cpu().double() if isinstance(fraction, Tensor) else torch.tensor(fraction, dtype=torch.float64)
+    f = f.expand(len(x))[:, None]
     norm_x, norm_y = x.norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
     x = torch.where(norm_x > 0, x / norm_x.clamp(min=1e-300), y / norm_y.clamp(min=1e-300))
     y = torch.where(norm_y > 0, y / norm_y.clamp(min=1e-300), x)
@@ -234,8 +237,8 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], fraction: float 
     across = torch.where(sin > 1e-7, across / sin.clamp(min=1e-300), axis)  # only at 0 and pi is it not told by y
     angle = torch.atan2(sin, cos) * f
     turned = (torch.cos(angle) * x + torch.sin(angle) * across) * torch.lerp(norm_x, norm_y, f)
-    turned = turned.reshape(a.shape).to(a.dtype)
-    f = f.reshape(-1, *[1] * (a.ndim - 1))
+    turned = turned.reshape(a.shape).to(a)
+    f = f.reshape(-1, *[1] * (a.ndim - 1)).to(a.device)
     return torch.where(f == 0, a, torch.where(f == 1, b, turned))  # the ends to the last bit
 
 

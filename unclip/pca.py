@@ -30,7 +30,7 @@ class PCA:
         if len(image_embed) <= image_embed.shape[1]:
             n, d = image_embed.shape
             raise ValueError(f"{n} embeddings do not span the {d} dimensions they have; fit to more than {d} pictures")
-        mean, variances, components = principal(normalize(image_embed.detach().double(), dim=-1))
+        mean, variances, components = principal(normalize(image_embed.detach().cpu().double(), dim=-1))
         return cls(mean.float(), components.float(), variances.float())
 
     @property

@@ -277,8 +277,12 @@ class UnCLIP:
 
     def models(self) -> dict[str, str]:
         """What a latent belongs to, by name and by fingerprint."""
-        clip = hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-        return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
+        return {"pipeline": self.name, "clip": self._clip_name(), "decoder": checkpoint.fingerprint(self.decoder)}
+
+    def _clip_name(self) -> str:
+        if isinstance(self.clip, nn.Module):  # by its weights: answers differ in the last digits from machine to machine
+            return checkpoint.fingerprint(self.clip)
+        return hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _autocast(self) -> Any:
         if self.dtype == torch.float32:
@@ -324,7 +328,8 @@ class UnCLIP:
         """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"; also Karlo's weights.
 
         classes: what class names of the checkpoint mean that are not unclip's own, as {"MyPrior": MyPrior}.
-        dtype: what the weights are held in, float32 when not given; half of it halves the memory.
+        dtype: what the weights are held in, float32 when not given; half of it halves the memory.  Rounded to bfloat16 they are
+        another decoder's to a latent, which only its own decoder leads back to its picture.
         prior: which of the parts draws the embeddings; "ar_prior" where there is one.
         offload: at most one part's weights are in memory, read from the files when it is used (see unclip.offload); the same
         pictures to the last bit.

@@ -35,6 +35,11 @@ class Noise:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def check(self, count: int, what: str) -> None:
+        """ValueError unless there is one stream for each of `count` rows: one stream would be given to all of them."""
+        if len(self) != count:
+            raise ValueError(f"{count} {what} need a noise stream each, got {len(self)}: Noise.of(seed, range({count}))")
+
     def __getitem__(self, rows: slice) -> Noise:
         """Fresh streams for some of the rows."""
         if not isinstance(rows, slice):  # a number would name one path, and a path is a sequence too

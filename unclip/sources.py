@@ -124,13 +124,16 @@ def _given(pipe: UnCLIP, source: Source | Sequence[Picture]) -> list[Tensor] | O
 def _drawn(
     pipe: UnCLIP, read: Sequence[str | list[Tensor] | Opened], mixed: bool, seed: int, progress: Progress | None
 ) -> list[list[Tensor] | Opened]:
-    """Captions become drawings, whose latents are known; among others whose x_T will be mixed in they are pictures too."""
+    """Captions become drawings.  Their latents are known, unless x_T is mixed with one found or drawn in another way: then they
+    are pictures like others."""
     captions = [source for source in read if isinstance(source, str)]
     if not captions:
         return [source for source in read if not isinstance(source, str)]
     made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], progress=progress)
     drawn = Opened(replace(made.latent, captions=("",) * len(captions)), made.images)
-    as_pictures = mixed and len(captions) < len(read)
+    how = exact(made.latent.sampling)
+    others = [source for source in read if not isinstance(source, str)]
+    as_pictures = mixed and any(isinstance(one, list) or exact(one.latent.sampling) != how for one in others)
     found: list[list[Tensor] | Opened] = []
     k = 0
     for source in read:
@@ -147,7 +150,8 @@ def _belonging(pipe: UnCLIP, latent: Latent) -> Latent:
         if latent.models.get(part) != own[part]:
             raise ValueError(
                 f"this latent was made with another {part} ({latent.models.get(part)}, pipeline "
-                f"{latent.models.get('pipeline')!r}) than this pipeline's ({own[part]}): invert the picture again"
+                f"{latent.models.get('pipeline')!r}) than this pipeline's ({own[part]}), or with its weights in another type: "
+                "invert the picture again"
             )
     return latent
 

@@ -243,7 +243,7 @@ class Task(nn.Module):
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """Of n drawn image embeddings keep the one with the largest z_i . z_t (unCLIP 2.2), each taken at unit length."""
     unit = nn.functional.normalize(embeds.float(), dim=-1)
-    scores = torch.einsum("bnd,bd->bn", unit, text_embed.to(unit))
+    scores = (unit * text_embed.to(unit)[:, None]).sum(-1)  # autocast would round a product of matrices, and draws lie close
     return embeds[torch.arange(len(embeds), device=embeds.device), scores.argmax(1)]
 
 

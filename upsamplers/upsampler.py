@@ -152,8 +152,7 @@ def _refuse(cond: Cond | None) -> None:
 def _check_images(images: Tensor, noise: Noise, name: str) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape:
         raise ValueError(f"{name} must be float (b, 3, h, w) in [-1, 1]; got {images.dtype} {tuple(images.shape)}")
-    if len(noise) != len(images):
-        raise ValueError(f"{name} has {len(images)} rows and the noise {len(noise)}: one stream per picture is needed")
+    noise.check(len(images), "pictures")
 
 
 def _check_sampling(sampling: Sampling) -> None:

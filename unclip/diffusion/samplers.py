@@ -141,6 +141,7 @@ def _batch(t: int, x: Tensor) -> Tensor:
 
 
 def _normal(noise: Noise, x: Tensor) -> Tensor:
+    noise.check(len(x), "rows")
     return noise.normal(x.shape[1:]).to(x.device, x.dtype)
 
 

@@ -20,20 +20,27 @@ from unclip.config import Config
 class ScheduleConfig(Config, frozen=True, kw_only=True):
     name: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     steps: int = 1000  # T
-    start: float = 1e-4  # linear and scaled_linear: beta_1 at T = 1000
-    end: float = 0.02  # linear and scaled_linear: beta_T at T = 1000
+    start: float | None = None  # linear and scaled_linear: beta_1 at T = 1000, None = the published one
+    end: float | None = None  # linear and scaled_linear: beta_T at T = 1000
 
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise ValueError(f"a schedule needs at least 2 steps, not {self.steps}")
-        if not 0 < self.start <= self.end < 1:
-            raise ValueError(f"betas run from start to end with 0 < start <= end < 1, not {self.start} to {self.end}")
+        start, end = self.betas
+        if not 0 < start <= end < 1:
+            raise ValueError(f"betas run from start to end with 0 < start <= end < 1, not {start} to {end}")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """The first and the last at T = 1000: as given, else those of latent diffusion (scaled_linear) or of DDPM."""
+        start, end = (0.00085, 0.012) if self.name == "scaled_linear" else (1e-4, 0.02)
+        return (start if self.start is None else self.start, end if self.end is None else self.end)
 
     def build(self) -> NoiseSchedule:
         if self.name == "cosine":
             return NoiseSchedule.cosine(self.steps)
         make = NoiseSchedule.linear if self.name == "linear" else NoiseSchedule.scaled_linear
-        return make(self.steps, self.start, self.end)
+        return make(self.steps, *self.betas)
 
 
 class Posterior(NamedTuple):

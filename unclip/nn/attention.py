@@ -88,8 +88,8 @@ def joint_attention(
 ) -> Float[Tensor, "b heads l d"]:
     """Softmax attention over several sets of keys and values, without repeating a set that several rows of q share.
 
-    The mask (True = visible) of a part is over its keys, (b', l'), or per query, (b', 1, l, l').  In half precision scores and
-    weights are float32, as they are within torch's own attention.
+    The mask (True = visible) of a part is over its keys, (b', l'), or per query, (b', 1, l, l').  With weights in
+    half precision scores are float32, as they are within torch's own attention; autocast rounds the products all the same.
     """
     at_least = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(at_least) * q.shape[-1] ** -0.5
