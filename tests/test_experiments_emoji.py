@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from experiments.emoji import data as commands
 from experiments.emoji import pictures, source
 from experiments.emoji.data import EmojiData
+from experiments.emoji.wording import Wording, reworded
 from unclip.data.embeddings import Embeddings
 from unclip.data.order import Data, indices
 from unclip.randomness import Noise
+from unclip.types import Batch
 
 DISC = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 36 36"><circle cx="18" cy="18" r="{}" fill="#{}"/></svg>'
 SVGS = {
@@ -210,8 +213,58 @@ def test_balance_draws_rare_motifs_more_often(prepared: Path, monkeypatch: pytes
         counts = np.bincount(drawn, minlength=4) / 1000
         assert counts[data.keys.index("e50a")] == pytest.approx(hut, abs=0.03)
         assert counts.max() == counts[data.keys.index("e50a")]
-    with pytest.raises(ValueError, match="balance is 2"):
+    with pytest.raises(ValueError, match="balance=2, "):
         EmojiData("train", balance=2)
+
+
+def test_other_words_for_a_caption() -> None:
+    captions = ["red heart", "ninja medium skin tone", "couple with heart man man dark skin tone light skin tone"]
+    noise = Noise.of(0, range(3))
+    once = reworded(captions, noise)
+    assert once == reworded(captions, Noise.of(0, range(3))) and reworded(captions[1:2], noise[1:2]) == once[1:2]
+    many = reworded(captions * 300, Noise.of(1, range(900)))
+    assert len(set(many[::3])) > 100 and all("red heart" in other for other in many[::3])
+    assert np.mean(["ninja" in other for other in many[1::3]]) > 0.9  # a word of a long caption may be missing
+    assert any("ninja with medium skin" in other for other in many[1::3])
+    assert max(len(other.split()) for other in many) <= 24 - 2
+
+
+def test_captions_in_other_words_are_read_by_a_clip(prepared: Path) -> None:
+    texts = tiny.ForeignEncoder().encode_text(["waving hand", "waving hand dark skin tone"])
+    known = Embeddings(["1f44b", "1f44b-1f3ff"], torch.zeros(2, 3), texts)
+    data, noise = EmojiData("train", 64, embeddings=known, wording=0.5), Noise.of(0, range(60))
+    batch, bare = data.batch([0, 1] * 30, noise), data.batch([0, 1] * 30)
+    assert batch.text is None and batch.image_embed is not None and bare.text is not None
+    assert batch.captions is not None and bare.captions is not None
+    changed = sum(a != b for a, b in zip(batch.captions, bare.captions))
+    assert 15 < changed < 40 and all("hand" in caption for caption in batch.captions)
+    assert data.batch([1], noise[1:2]).captions == batch.captions[1:2]
+    assert EmojiData("train", 64, embeddings=known).batch([0, 1], Noise.of(0, range(2))).text is not None
+    with pytest.raises(ValueError, match="wording=1.5; .*a part of the captions"):
+        EmojiData("train", wording=1.5)
+
+
+@pytest.mark.filterwarnings("ignore:the caption")  # the tiny tower reads ten tokens
+def test_a_text_tower_learns_other_words_and_keeps_its_own() -> None:
+    model = tiny.clip()
+    captions = ["red heart", "cat hat", "two dogs", "heart", "red hat", "two cat"]
+    with torch.no_grad():
+        known = model.encode_text(captions)
+    batch = Batch(keys=list("abcdef"), captions=captions, text=known)
+    before = {name: x.clone() for name, x in model.named_parameters() if "visual" in name}
+    task = Wording(model)
+    optimiser = torch.optim.Adam([p for name, p in model.named_parameters() if "visual" not in name], 3e-3)
+    terms = []
+    for step in range(60):
+        losses = task(batch, Noise.of(step, range(6)))
+        assert torch.allclose(losses.total, losses.terms["moved"] + losses.terms["kept"])
+        optimiser.zero_grad()
+        losses.total.mean().backward()
+        optimiser.step()
+        terms.append({name: float(x.detach().mean()) for name, x in losses.terms.items()})
+    assert terms[0]["kept"] < 1e-9 < 0.2 < terms[0]["moved"]  # it starts as the one whose answers are known
+    assert np.mean([t["moved"] for t in terms[-5:]]) < 0.5 * np.mean([t["moved"] for t in terms[:5]])
+    assert terms[-1]["kept"] < 0.2 and all(torch.equal(x, model.state_dict()[name]) for name, x in before.items())
 
 
 def test_commands(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate, pad
 from experiments.emoji import source
 from experiments.emoji.pictures import Pictures
 from experiments.emoji.siblings import motif
+from experiments.emoji.wording import reworded
 from unclip.data.embeddings import Embeddings
 from unclip.randomness import Noise
 from unclip.types import Batch
@@ -33,7 +34,8 @@ class EmojiData:
     `shift` (pixels) and `zoom` (largest change of scale, 0.1 = 0.9 to 1.1) move each picture by its own noise stream;
     `embeddings`, written by `unclip.data.embeddings.precompute`, stay those of the unmoved picture.  `balance` evens out motifs,
     of which some are there in ninety people and most but once: an emoji is drawn in proportion to (emoji of its motif) **
-    -balance, so 0 draws every emoji alike and 1 every motif.
+    -balance, so 0 draws every emoji alike and 1 every motif.  `wording`: so many of the captions are said in other words
+    (`experiments.emoji.wording`), which a CLIP has to read: batches then come without a text.
     """
 
     def __init__(
@@ -45,17 +47,19 @@ class EmojiData:
         shift: int = 0,
         zoom: float = 0.0,
         balance: float = 0.0,
+        wording: float = 0.0,
         folder: str | Path | None = None,
     ):
         if split not in ("train", "heldout", "all"):
             raise ValueError(f"the split is {split!r}; it must be 'train', 'heldout' or 'all'")
         if not 0 <= shift < size or not 0 <= zoom < 1:
             raise ValueError(f"shift={shift}, zoom={zoom}; shift lies in 0..{size - 1} pixels and zoom in [0, 1)")
-        if not 0 <= balance <= 1:
-            raise ValueError(f"balance is {balance}; it must lie in 0 (every emoji alike) .. 1 (every motif alike)")
+        if not 0 <= balance <= 1 or not 0 <= wording <= 1:
+            known = "balance lies in 0 (every emoji alike) .. 1 (every motif alike), wording is a part of the captions"
+            raise ValueError(f"balance={balance}, wording={wording}; {known}")
         rows = source.read_captions()
         chosen = [i for i, row in enumerate(rows) if split in ("all", row.split)]
-        self.split, self.size, self.shift, self.zoom = split, size, shift, zoom
+        self.split, self.size, self.shift, self.zoom, self.wording = split, size, shift, zoom, wording
         self.keys = [rows[i].key for i in chosen]
         self.captions = [rows[i].caption for i in chosen]
         self.weights = _shares([motif(caption) for caption in self.captions], balance) if balance else None
@@ -79,7 +83,13 @@ class EmojiData:
             images = _move(images, noise, self.shift, self.zoom)
         captions = [self.captions[i] for i in indices]
         batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=captions)
-        return batch if self.embeddings is None else self.embeddings.join(batch)
+        if self.embeddings is not None:
+            batch = self.embeddings.join(batch)
+        if noise is None or not self.wording:
+            return batch
+        others, chosen = reworded(captions, noise.at("wording")), noise.at("reword").uniform() < self.wording
+        captions = [other if other_one else own for own, other, other_one in zip(captions, others, chosen.tolist())]
+        return batch._replace(captions=captions, text=None)
 
 
 def _shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:

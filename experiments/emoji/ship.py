@@ -1,10 +1,11 @@
 """From run folders to the shipped pipeline.
 
-    python -m experiments.emoji.ship embed RUNS                   # the trained CLIP's answers, which the other stages train on
+    python -m experiments.emoji.ship embed RUNS                   # the newest CLIP's answers, which the other stages train on
     python -m experiments.emoji.ship assemble RUNS DEST           # averaged weights in float16, with provenance
 
-RUNS holds the run folders clip, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`; runs need
-not have ended: the newest complete state of each is taken.  A run that was started from another's weights (`--init`) keeps that
+RUNS holds the run folders clip, wording, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`;
+runs need not have ended: the newest complete state of each is taken.  The CLIP is that of `wording`; `embed` takes that of
+`clip` as long as there is no other.  A run that was started from another's weights (`--init`) keeps that
 one beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting,
 and of the settings in which it was unlike the recipe.
 """
@@ -34,8 +35,8 @@ from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log
 
-STAGES = ("clip", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
-PARENTS = {"upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
+STAGES = ("clip", "wording", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
+PARENTS = {"wording": "clip", "upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
 
 TOLD = ("step", "samples", "loss", "seconds")  # of a run's last line
 
@@ -50,14 +51,15 @@ def load(runs: Path, stage: str) -> Any:
 def embed(runs: Path) -> Embeddings:
     """All 3,664 pictures and captions, held-out ones too: the training splits leave those out by key."""
     path = embeddings_path()
-    return precompute(load(runs, "clip"), EmojiData("all", 64), path)
+    newest = "wording" if (runs / "wording").exists() else "clip"
+    return precompute(load(runs, newest), EmojiData("all", 64), path)
 
 
 def assemble(runs: Path, dest: Path) -> None:
-    parts = {stage: load(runs, stage) for stage in STAGES}
+    parts = {stage: load(runs, stage) for stage in STAGES if stage != "clip"}
     measure(parts["prior"])
     pipe = UnCLIP(
-        parts["clip"],
+        parts["wording"],
         parts["prior"],
         parts["decoder"],
         [parts["upsampler_256"], parts["upsampler_1024"]],

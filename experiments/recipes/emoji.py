@@ -1,17 +1,22 @@
 """The emoji recipes: every stage of the shipped pipeline, sized for two CPU cores.
 
-Order: clip, then embed (python -m experiments.emoji.ship embed), then prior, decoder, upsampler_256, upsampler_1024 in any order.
+Order: clip, embed (python -m experiments.emoji.ship embed), wording, embed again; then prior, decoder, upsampler_256 and
+upsampler_1024 in any order.
 The shipped weights come from fewer steps, in sittings: `unclip info` tells (provenance).
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
+
+from torch import nn
 
 from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
 from experiments.emoji import source
 from experiments.emoji.data import EmojiData
+from experiments.emoji.wording import Wording
 from experiments.recipes import Recipe
 from prior import (
     ARNetworkConfig,
@@ -68,11 +73,36 @@ def clip() -> ClipRecipe:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),
-        task=CLIPTaskConfig(shift=0.06, drop_words=0.05),
+        task=CLIPTaskConfig(),  # as the shipped one: pictures unmoved, bare captions (`wording` comes after it)
         train=TrainConfig(
             steps=1300, batch=128, lr=1e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.98), ema=0.99, precision="bfloat16"
         ),
     )
+
+
+class WordingRecipe(Recipe, frozen=True, kw_only=True):
+    model: CLIPConfig
+    split: Literal["train", "all"] = "train"
+
+    def build(self) -> tuple[Task, EmojiData]:
+        return Wording(self.fresh(lambda: CLIP(self.model))), EmojiData(self.split, 64, embeddings=embeddings_path())
+
+    def finish(self, model: nn.Module, run_dir: Path) -> None:
+        """The CLIP as a part, for `clip=` of the stages that read other wordings."""
+        assert isinstance(model, CLIP)
+        shutil.rmtree(run_dir / "model", ignore_errors=True)
+        model.save_pretrained(run_dir / "model")
+
+
+def wording() -> WordingRecipe:
+    """To be started from the trained `clip` (`--init`): its text tower learns to read other words around a caption."""
+    return WordingRecipe(
+        model=clip().model,
+        train=TrainConfig(
+            steps=1200, batch=256, lr=5e-4, warmup=50, weight_decay=0.01, ema=0.99, sample_every=None,
+            freeze=("network.visual*", "network.logit_scale"),
+        ),
+    )  # fmt: skip
 
 
 def judge() -> ClipRecipe:
@@ -81,16 +111,23 @@ def judge() -> ClipRecipe:
     return recipe.replace(train=recipe.train.replace(seed=1))
 
 
+def reader(folder: str | None) -> CLIP | None:
+    """The frozen CLIP that reads captions which are not among the stored embeddings."""
+    return CLIP.from_pretrained(folder).requires_grad_(False) if folder else None
+
+
 class PriorRecipe(Recipe, frozen=True, kw_only=True):
     model: PriorConfig
     split: Literal["train", "all"] = "train"
+    wording: float = 0.0  # the part of captions said in other words (EmojiData), which `clip`, a part's folder, reads
+    clip: str | None = None
 
     def build(self) -> tuple[Task, EmojiData]:
-        data = EmojiData(self.split, 64, embeddings=embeddings_path())
+        data = EmojiData(self.split, 64, embeddings=embeddings_path(), wording=self.wording)
         model = self.fresh(lambda: DiffusionPrior(self.model))
         assert data.embeddings is not None
         model.fit(data.embeddings.image_embed)
-        return PriorTask(model), data
+        return PriorTask(model, reader(self.clip)), data
 
 
 def prior() -> PriorRecipe:
@@ -174,12 +211,15 @@ class DecoderRecipe(Recipe, frozen=True, kw_only=True):
     shift: int = 0  # augmentation, in pixels
     zoom: float = 0.0
     balance: float = 0.0  # how much rare motifs are drawn above their number (EmojiData)
+    wording: float = 0.0  # the part of captions said in other words, which `clip`, a part's folder, reads
+    clip: str | None = None
 
     def build(self) -> tuple[Task, EmojiData]:
         data = EmojiData(
-            self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom, balance=self.balance
-        )
-        return DecoderTask(self.fresh(lambda: Decoder(self.model))), data
+            self.split, 64, embeddings=embeddings_path(), shift=self.shift, zoom=self.zoom, balance=self.balance,
+            wording=self.wording,
+        )  # fmt: skip
+        return DecoderTask(self.fresh(lambda: Decoder(self.model)), reader(self.clip)), data
 
 
 def decoder() -> DecoderRecipe:
