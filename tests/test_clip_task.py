@@ -12,6 +12,7 @@ from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, Visio
 from unclip.clip.task import CLIPTask, CLIPTaskConfig, drop_words, jitter
 from unclip.clip.tokenizer import UNKNOWN, compact_token_ids
 from unclip.randomness import Noise
+from unclip.training import TrainConfig, read_log, train
 from unclip.training.sam import sam_ascend, sam_restore
 from unclip.types import Batch
 
@@ -86,6 +87,38 @@ def test_what_a_sample_draws_comes_from_its_own_stream():
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     torch.testing.assert_close(jitter(images, 0.1, noise())[1:3], jitter(images[1:3], 0.1, noise()[1:3]))
     assert torch.equal(task.eval()(batch(), noise(0)).total, task(batch(), noise(1)).total)
+
+
+class Ramps:
+    """The five colours, growing from left to right, so that it shows when a picture moves."""
+
+    keys = list(COLOURS)
+
+    def __len__(self):
+        return 5
+
+    def batch(self, indices, noise=None):
+        images = batch().images[list(indices)] * torch.linspace(-1, 1, 16)
+        return Batch([self.keys[i] for i in indices], images, [CAPTIONS[i] for i in indices])
+
+
+def test_the_training_loop_augments_and_holds_the_scale(tmp_path):
+    """It leaves the task in evaluation mode and trains its model."""
+    losses = {}
+    for name, settings in {"plain": {}, "shift": {"shift": 0.4}, "drop_words": {"drop_words": 0.4}}.items():
+        task = make(**settings)
+        task.model.logit_scale.data.fill_(9.0)
+        train(task, Ramps(), TrainConfig(steps=1, batch=5, lr=1e-9, log_every=1), tmp_path / name)
+        assert task.model.logit_scale.item() == pytest.approx(math.log(100))
+        losses[name] = read_log(tmp_path / name)[0]["loss"]
+    assert losses["shift"] != losses["plain"] != losses["drop_words"]
+
+
+def test_jitter_knows_places_exactly_under_autocast():
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = jitter(images, 0.1, noise())
+    assert torch.equal(moved, jitter(images, 0.1, noise()))
 
 
 def test_jitter_moves_a_little_and_zero_moves_nothing():

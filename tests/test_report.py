@@ -105,6 +105,14 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         report([folder], tmp_path / "a.png")
 
 
+def test_a_run_that_was_killed_in_the_middle_of_a_line_is_reported(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a")
+    expected = report([folder])
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 60, "lo')
+    assert report([folder]) == expected
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     app = typer.Typer()

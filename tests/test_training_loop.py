@@ -223,6 +223,42 @@ def test_a_broken_state_is_passed_over(tmp_path: Path, damage, name: str) -> Non
     assert everything(tmp_path) == whole
 
 
+@pytest.mark.parametrize(("keep", "broken", "left"), [(1, (10,), [9]), (2, (8, 10), [4, 5]), (1, (8, 10), [5])])
+def test_a_state_behind_broken_ones_is_kept(tmp_path: Path, keep: int, broken: tuple[int, ...], left: list[int]) -> None:
+    train(ToyTask(), Circle(), BASE.replace(save_every=4, keep=3), tmp_path)
+    for step in broken:
+        truncate(tmp_path / f"state/step-{step:08d}/model.safetensors")
+    with pytest.warns(UserWarning, match="is broken"):
+        train(ToyTask(), Circle(), BASE.replace(steps=left[-1], keep=keep), tmp_path)
+    assert states(tmp_path) == [f"step-{step:08d}" for step in left]
+    assert load_ema(tmp_path)["calls"] == left[-1]
+
+
+@pytest.mark.filterwarnings("ignore:training state")
+def test_a_run_whose_states_are_all_broken_is_not_started_anew(tmp_path: Path) -> None:
+    train(ToyTask(), Circle(), BASE.replace(save_every=5), tmp_path)
+    index = tmp_path / "state/step-00000005/state.json"
+    index.write_text(index.read_text().replace('"format": 1', '"format": 2'))
+    (tmp_path / "state/step-00000010/ema.safetensors").unlink()
+    before = states(tmp_path), (tmp_path / "log.jsonl").read_bytes()
+    problems = r"step-00000010 \(ema.safetensors is missing\), step-00000005 \(its format is 2, .*\)"
+    for use in (lambda: train(ToyTask(), Circle(), BASE, tmp_path), lambda: load_ema(tmp_path)):
+        with pytest.raises(ValueError, match=rf"state can be read: {problems}. Move that folder away to start anew"):
+            use()
+    assert before == (states(tmp_path), (tmp_path / "log.jsonl").read_bytes())
+    (tmp_path / "state").rename(tmp_path / "away")
+    assert train(ToyTask(), Circle(), BASE, tmp_path).step == 10
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes train, .* ACCELERATE_USE_CPU=true"):
+        train(ToyTask(), Circle(), BASE, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train(ToyTask(), Circle(), BASE.replace(steps=1), tmp_path / "run")
+
+
 def test_old_states_are_dropped(tmp_path: Path) -> None:
     train(ToyTask(), Circle(), BASE.replace(save_every=2, keep=2), tmp_path)
     assert states(tmp_path) == ["step-00000008", "step-00000010"]
@@ -243,6 +279,55 @@ def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch, capsys)
     train(ToyTask(), Circle(), BASE.replace(save_every=3, keep=5), tmp_path)
     assert states(tmp_path) == ["step-00000003", "step-00000009", "step-00000010"]
     assert "step 6 could not be saved" in capsys.readouterr().out
+
+
+def test_a_full_disk_at_log_and_samples_does_not_stop_training(tmp_path: Path, capsys) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = tmp_path / "full/log.jsonl"
+
+    class Filling(ToyTask):
+        """From step 3 to step 6 files take no more than a part of a line; then there is room again."""
+
+        def forward(self, batch: Batch, noise: Noise) -> Losses:
+            if self.model.calls == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 9, before[1]))
+            if self.model.calls == 6:
+                assert log.read_bytes().endswith(b"}\n") and [row["step"] for row in read_log(log.parent)] == [1, 2, 3]
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            return super().forward(batch, noise)
+
+        def sample_images(self, batch: Batch, noise: Noise) -> Tensor:
+            return noise.normal((3, 32, 32))  # larger than the log
+
+    config = BASE.replace(log_every=1, sample_every=5, save_every=4)
+    try:
+        train(Filling(), Circle(), config, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train(ToyTask(), Circle(), config, tmp_path / "straight")
+    assert everything(tmp_path / "full") == everything(tmp_path / "straight"), "no line is lost"
+    out = capsys.readouterr().out
+    assert out.count("log.jsonl could not be written") == 1, "said once"
+    assert "samples of step 5 could not be saved" in out and "state after step 4 could not be saved" in out
+    assert [path.name for path in (tmp_path / "full/samples").iterdir()] == ["step-00000010.png"]
+    assert states(tmp_path / "full") == ["step-00000008", "step-00000010"]
+
+
+def test_without_its_log_no_state_is_written_but_other_processes_are_served(tmp_path: Path, monkeypatch) -> None:
+    from unclip.training import state
+    from unclip.training.log import Log
+
+    def refuse(log: Log) -> None:
+        raise OSError(28, "No space left on device")
+
+    asked: list[bool] = []
+    save = state.save
+    monkeypatch.setattr(Log, "sync", refuse)
+    monkeypatch.setattr(state, "save", lambda *given, writes: asked.append(writes) or save(*given, writes=writes))
+    with pytest.raises(OSError, match="No space"):
+        train(ToyTask(), Circle(), BASE.replace(save_every=5), tmp_path)
+    assert asked == [False, False] and not (tmp_path / "state").exists()
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:

@@ -172,8 +172,14 @@ def test_the_best_state_is_kept(tmp_path: Path) -> None:
     assert [(row["step"], row["grade"]) for row in examined] == [(2, 5.0), (4, 1.0), (6, 3.0), (8, None), (10, 1.0)]
     train(Graded(), Circle(), config.replace(best="grade"), tmp_path / "largest", held_out=Circle(6))
     assert load_ema(tmp_path / "largest", best=True)["calls"] == 2
-    with pytest.raises(ValueError, match="best is 'accuracy', but the examination has no such number: grade"):
+    with pytest.raises(ValueError, match="best is 'accuracy', but the examination has no such number: grade. .* state saved"):
         train(Graded(), Circle(), config.replace(best="accuracy"), tmp_path / "none", held_out=Circle(6))
+    assert states(tmp_path / "none") == ["step-00000002"], "what was trained is not lost"
+    train(Graded(), Circle(), config, tmp_path / "none", held_out=Circle(6))
+    assert states(tmp_path / "none") == states(tmp_path / "straight")
+    with pytest.raises(ValueError, match="best is '-grade', but there is no held-out data"):
+        train(Graded(), Circle(), config, tmp_path / "blind")
+    assert not (tmp_path / "blind").exists()
     train(ToyTask(), Circle(), BASE.replace(steps=1), tmp_path / "plain")
     with pytest.raises(ValueError, match="kept no best state"):
         load_ema(tmp_path / "plain", best=True)

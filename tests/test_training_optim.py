@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from unclip.training import TrainConfig
+from unclip.training import TrainConfig, optim
 from unclip.training.optim import Stepper, gradient_norm, learning_rate, trainable
 
 CONFIG = TrainConfig(steps=100, batch=8, lr=2.0, warmup=10, floor=0.1)
@@ -39,8 +39,23 @@ def test_only_matrices_are_decayed() -> None:
         trainable(model.requires_grad_(False))
 
 
+@pytest.fixture(params=["cpu", "mps"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's fused kernel, and one that is as MPS's: it does not heed grad_scale and found_inf."""
+    if request.param == "mps":
+        step = torch.optim.AdamW.step
+
+        def heedless(optimizer: torch.optim.AdamW) -> None:
+            optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
+            step(optimizer)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", heedless)
+        monkeypatch.setattr(optim, "GUARDED", ("cuda",), raising=False)
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.usefixtures("kernel")
 def test_updates_equal_plain_torch(clip: float | None, float16: bool) -> None:
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
@@ -65,6 +80,7 @@ def test_updates_equal_plain_torch(clip: float | None, float16: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_bad_gradient_moves_neither_weights_nor_moments_and_halves_the_scale() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,21 @@ def test_meters_do_not_depend_on_processes_or_on_when_they_are_flushed() -> None
     assert first.state() == alone.state()
 
 
+def test_meters_need_no_float64_on_the_device() -> None:
+    class Mps(Tensor):
+        """A tensor of Apple's GPUs, as far as a meter is concerned."""
+
+        def double(self, *arguments: object, **named: object) -> Tensor:
+            raise TypeError("no float64 on MPS")
+
+        def cpu(self, *arguments: object, **named: object) -> Tensor:
+            return self.as_subclass(Tensor)
+
+    meter = Meter(T=40, gather=lambda tensor: tensor.as_subclass(Mps))
+    feed(meter, [(torch.ones(8), torch.ones(8, dtype=torch.int64), NO)])
+    assert meter.flush()[0].loss == 1
+
+
 def test_a_log_is_valid_json_and_readable(tmp_path: Path, capsys) -> None:
     with Log(tmp_path / "new", 0) as log:
         log.write({"step": 1, "loss": float("inf")})
@@ -123,6 +139,48 @@ def test_a_log_is_valid_json_and_readable(tmp_path: Path, capsys) -> None:
     row = {"step": 5, "loss": None, "loss_q1": 0.25, "loss_q2": None, "mse": 1.0, "lr": 1e-4}
     row |= {"samples_per_second": 9.0}
     assert console_line(row, 10) == "step 5/10  loss -  by t 0.25 - - -  mse 1  grad -  lr 0.0001  9/s"
+
+
+def test_lines_that_the_disk_refuses_wait(tmp_path: Path, capsys) -> None:
+    resource = pytest.importorskip("resource")
+    path, before = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def room(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    try:
+        with Log(tmp_path, 0) as log:
+            log.write({"step": 1})
+            whole = path.stat().st_size
+            room(whole + 4)
+            log.write({"step": 2})
+            log.write({"step": 3})
+            assert path.stat().st_size == whole, "half a line is taken back"
+            with pytest.raises(OSError, match="too large"):
+                log.sync()
+            assert path.stat().st_size == whole
+            room(before[0])
+            log.sync()
+            assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3]
+            room(path.stat().st_size + 4)
+            log.write({"step": 4})
+            room(before[0])
+            log.write({"step": 5})
+            room(path.stat().st_size + 4)
+            log.write({"step": 6})  # closing cannot write it either
+    finally:
+        room(before[0])
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert capsys.readouterr().out.count("could not be written") == 3, "once each time"
+
+
+def test_a_log_without_its_last_half_line_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_log(tmp_path) == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"log.jsonl, line 2 cannot be read"):
+        read_log(tmp_path)
 
 
 def test_a_grid_holds_the_pictures_in_order(tmp_path: Path) -> None:
@@ -158,3 +216,12 @@ def test_importing_is_light() -> None:
     program = "import sys, unclip.training; print([m for m in ('accelerate', 'PIL', 'torchvision') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_cublas_is_told_before_anybody_uses_it() -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    program = f"import os, unclip.training; print(os.environ[{name!r}])"
+    rest = {key: value for key, value in os.environ.items() if key != name}
+    for given, expected in (({}, ":4096:8"), ({name: ":16:8"}, ":16:8")):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=rest | given)
+        assert done.stdout.strip() == expected

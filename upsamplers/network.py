@@ -74,13 +74,19 @@ class UpsamplerNetwork(nn.Module):
 
     def _run(self, x: Tensor, t: Tensor) -> Tensor:
         """Every row through the network that its timestep asks for; in sampling all rows have one timestep."""
-        last = (t == 1).to(x.device)
-        if self.last_time is None or self.last_unet is None or not last.any():
+        if self.last_time is None or self.last_unet is None:
             return self.unet(x, self.time(t))
-        if last.all():
+        last = (t == 1).to(x.device)
+        both = self.training and torch.is_grad_enabled() or any(map(_is_sharded, self.last_unet.parameters()))
+        if not both and not last.any():
+            return self.unet(x, self.time(t))
+        if not both and last.all():
             return self.last_unet(x, self.last_time(t))
+        # Processes that train together need the same parameters in every step, whatever their rows ask for: of an idle
+        # network's output nothing is taken, which gives it gradients of zero.
+        rows = last if last.any() else torch.arange(len(x), device=x.device) == 0
         out = self.unet(x, self.time(t))
-        return out.masked_scatter(last[:, None, None, None], self.last_unet(x[last], self.last_time(t.to(x.device)[last])))
+        return out.masked_scatter(last[:, None, None, None], self.last_unet(x[rows], self.last_time(t.to(x.device)[rows])))
 
 
 def mixture(
@@ -97,6 +103,11 @@ def mixture(
         y, x = (scale * i for i in divmod(k, 3))
         out = torch.addcmul(out, parts[:, k + 1 : k + 2], around[..., y : y + height, x : x + width])
     return out
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Gathered from all processes when it is used (FSDP2)."""
+    return hasattr(parameter, "device_mesh")
 
 
 @torch.no_grad()

@@ -50,12 +50,13 @@ class CLIPTask(Task):
         require(batch, ["images", "captions"], "CLIPTask")
         images, captions = batch.images, batch.captions
         assert images is not None and captions is not None
-        if self.training:
+        training = self.model.training  # the task itself stays in evaluation mode, for its teachers' sake
+        if training:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=math.log(100))  # CLIP 2.5
             images = jitter(images, self.config.shift, noise.at("jitter"))
         ids, mask = self.model.tokenize(captions)
-        if self.training and self.config.drop_words:
+        if training and self.config.drop_words:
             ids = drop_words(ids, mask, self.config.drop_words, noise.at("words"))
         z_i = F.normalize(self.model.encode_image(images).float(), dim=-1)
         z_t = F.normalize(self.model.encode_tokens(captions, ids, mask).embed.float(), dim=-1)
@@ -106,8 +107,9 @@ def jitter(images: Float[Tensor, "b 3 h w"], amount: float, noise: Noise) -> Flo
     theta = images.new_zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + draws[:, 0]
     theta[:, :, 2] = 2 * draws[:, 1:]  # grid_sample's square is two units wide
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has 8 bits for a place in the picture
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], part: float, noise: Noise) -> Int[Tensor, "b l"]:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
+# Read when cuBLAS starts, which may be long before a training, for a teacher; without it torch refuses deterministic products.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 def seed_dropout(device: torch.device, *parts: int) -> None:
     """Seed torch's global generators, the only ones that dropout knows.  (torch.manual_seed costs half a millisecond.)"""
@@ -25,7 +28,6 @@ def deterministic(active: bool) -> Iterator[None]:
     if not active:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it torch refuses products
     cudnn = torch.backends.cudnn
     before = torch.get_deterministic_debug_mode(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Meter:
             return []
         # Samples come first, so that gathering puts processes into the order of the global batch.
         values = self.gather(torch.stack([p.values for p in pending]).permute(2, 0, 1).contiguous())
-        values = values.double().cpu()  # b steps names
+        values = values.cpu().double()  # b steps names; in this order, as MPS has no float64
         quarters = self._quarters([p.t for p in pending], pending[0].values.device)
         norms, bads = torch.stack([p.norm for p in pending]).tolist(), torch.stack([p.bad for p in pending]).tolist()
         report = []
@@ -106,41 +107,74 @@ class Meter:
 
 
 class Log:
-    """`log.jsonl` in the run folder, and the console; lines after `step`, of a run that was cut off, are dropped."""
+    """`log.jsonl` in the run folder, and the console; lines after `step`, of a run that was cut off, are dropped.
+
+    A full disk stops nothing: lines wait until there is room.
+    """
 
     def __init__(self, run_dir: Path, step: int, active: bool = True):
         self.path, self.active = run_dir / "log.jsonl", active
         if active:
             run_dir.mkdir(parents=True, exist_ok=True)
             _cut(self.path, step)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("ab", buffering=0)  # a buffer would keep what the disk refused, and write it again
+            self._end, self._pending = self.path.stat().st_size, b""
 
     def write(self, row: dict[str, Any]) -> None:
         if self.active:
-            self._file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
-            self._file.flush()
+            told = bool(self._pending)
+            self._pending += json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n"
+            try:
+                self._put()
+            except OSError as error:
+                if not told:
+                    self.say(f"{self.path} could not be written: {error}; training goes on, the lines follow when there is room")
 
     def say(self, text: str) -> None:
         if self.active:
-            print(text, flush=True)
+            with suppress(OSError):  # the console may be a file on the same disk, or gone
+                print(text, flush=True)
 
     def sync(self) -> None:
-        """Onto the disk, before the state that counts on these lines."""
+        """Onto the disk, before the state that counts on these lines.  OSError: they are not there."""
         if self.active:
+            self._put()
             os.fsync(self._file.fileno())
+
+    def _put(self) -> None:
+        """Write what is pending.  OSError: it still is, and the file ends with a whole line."""
+        rest = memoryview(self._pending)
+        try:
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end, self._pending = self._end + len(self._pending), b""
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.active:
-            self._file.close()
+            with suppress(OSError):
+                self._put()
+            with suppress(OSError):
+                self._file.close()
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's log."""
+    """The lines of a run's log, but for a last one that is not whole.  ValueError: another one cannot be read."""
     path = Path(run_dir) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):  # the last one is what a kill or a full disk left
+                raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
+    return rows
 
 
 def console_line(row: dict[str, Any], steps: int) -> str:
@@ -174,8 +208,11 @@ def save_grid(images: Float[Tensor, "n 3 h w"], path: Path) -> None:
     pixels = ((canvas.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    Image.fromarray(pixels).save(aside, format="PNG")
-    aside.replace(path)
+    try:
+        Image.fromarray(pixels).save(aside, format="PNG")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)  # of a full disk
 
 
 def _cut(path: Path, step: int) -> None:

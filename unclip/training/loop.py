@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,14 +49,17 @@ def train(
     """Train `task.model`, and nothing else in the task; continue by itself where the run in `run_dir` stopped.
 
     `init`: weights to start a new run from.  `held_out`: data to examine the averaged weights on.  SIGTERM and SIGINT save and
-    exit with 143 and 130.  ValueError: the folder holds another run.  FloatingPointError: `max_skips` steps in a row had a loss
-    or gradient that is not finite.
+    exit with 143 and 130.  ValueError: the folder holds another run, or none but broken states.  FloatingPointError: `max_skips`
+    steps in a row had a loss or gradient that is not finite.
     """
     from accelerate import Accelerator
 
     run_dir = Path(run_dir)
     accelerator = Accelerator(mixed_precision="no")  # the precision is the config's: a plain autocast, in Backward
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    _refuse_strangers(world)
+    if config.best is not None and held_out is None:
+        raise ValueError(f"best is {config.best!r}, but there is no held-out data to examine: give some, or set best to null")
     mine = slice_for(config.batch, rank, world)
     if len(data) < 1:
         raise ValueError("the data is empty: nothing to train on")
@@ -122,6 +126,17 @@ def train(
             run.step = step + 1
             watch.look(signals, rate)
     return Trained(run.step, _whole(run, accelerator))
+
+
+def _refuse_strangers(world: int) -> None:
+    """Processes that were started together and do not know of each other would each write the same run."""
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if world == 1 and launched > 1:
+        raise ValueError(
+            f"WORLD_SIZE says that {launched} processes train, but accelerate sees this one alone: each would do the whole "
+            "training, all in one folder. accelerate ignores torchrun where there is no GPU: for processes on CPUs set "
+            "ACCELERATE_USE_CPU=true. For one process unset WORLD_SIZE"
+        )
 
 
 def _share(task: Task, config: TrainConfig, accelerator: Accelerator) -> nn.Module:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .shard import Spread, average_whole, is_sharded, local, part_of, spread
 
+GUARDED = ("cpu", "cuda")  # devices whose fused kernel heeds grad_scale and found_inf; that of MPS takes them and does not
+
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of step 0, 1, ...: linear warm-up, then constant, or a cosine or line to floor * lr at the last step."""
@@ -81,11 +83,13 @@ class Stepper:
     """Clips, guards and applies one update without asking the host: a bad gradient leaves weights and moments alone.
 
     The fused kernel divides gradients by `grad_scale` and does nothing when `found_inf` is 1, so clipping, the loss
-    scale of float16 and the skipping of bad steps cost no pass of their own.
+    scale of float16 and the skipping of bad steps cost no pass of their own.  On other devices than `GUARDED` they do, and the
+    host is asked.
     """
 
     def __init__(self, weights: list[Weight], config: TrainConfig, device: torch.device):
         self.weights, self.clip, self.float16 = weights, config.clip, config.precision == "float16"
+        self.guarded = device.type in GUARDED
         groups = [
             {"params": [w.mine for w in weights if w.decayed], "weight_decay": config.weight_decay},
             {"params": [w.mine for w in weights if not w.decayed], "weight_decay": 0.0},
@@ -102,9 +106,14 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         excess = (norm / self.clip).clamp(min=1.0) if self.clip else torch.ones_like(norm)
-        self.optimizer.grad_scale = (self.scale * excess).float()  # type: ignore[attr-defined]
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        scale = (self.scale * excess).float()
+        if self.guarded:
+            self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bad:
+            torch._foreach_div_([weight.mine.grad for weight in self.weights if weight.mine.grad is not None], scale)
+            self.optimizer.step()
         drop_gradients(self.weights)
         if self.float16:  # halve after an overflow, double after 2000 good updates
             self.good = torch.where(bad, 0.0, self.good + 1)

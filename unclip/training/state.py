@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 
 def save(run_dir: Path, state: State, keep: int, writes: bool = True) -> Path:
-    """Write a state and drop all but the newest `keep` and the best.  OSError (a full disk) leaves the older ones as they were.
+    """Write a state; only the last `keep` up to it and the best stay.  OSError (a full disk) leaves the older ones as they were.
 
     Of sharded tensors every process must call, only one with `writes`: the others hand it their rows.
     """
@@ -52,7 +52,10 @@ def save(run_dir: Path, state: State, keep: int, writes: bool = True) -> Path:
             pass
     if writes:
         best = (state.values.get("best") or {}).get("step")
-        for old in _folders(run_dir)[keep:]:
+        folders = _folders(run_dir)
+        # Later ones were passed over as broken when the run went on from an earlier one.
+        later = [folder for folder in folders if folder.name > final.name]
+        for old in later + folders[len(later) :][keep:]:
             if old.name != f"step-{best or 0:08d}":
                 shutil.rmtree(old)
     return final
@@ -118,15 +121,21 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def newest(run_dir: Path, only: tuple[str, ...] | None = None) -> State | None:
-    """The newest complete state, with a warning for each broken one passed over; None when there is none.
+    """The newest complete state, with a warning for each broken one passed over; None when nothing was saved yet.
 
-    `only`: the files to read, by name without ending; all are checked.
+    `only`: the files to read, by name without ending; all are checked.  ValueError: there are states, and all are broken.
     """
+    problems = []
     for folder in _folders(run_dir):
         index, problem = _read_index(folder)
         if not problem:
             return _read(folder, index, only)
         warnings.warn(f"training state {folder} is broken ({problem}); trying the one before it", stacklevel=2)
+        problems.append(f"{folder.name} ({problem})")
+    if problems:
+        raise ValueError(
+            f"no training state in {run_dir / 'state'} can be read: {', '.join(problems)}. Move that folder away to start anew"
+        )
     return None
 
 

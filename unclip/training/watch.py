@@ -131,7 +131,11 @@ class Watch:
         numbers = "  ".join(f"{key} {'-' if value is None else format(value, '.4g')}" for key, value in found.items())
         self.log.say(f"step {run.step}/{self.config.steps} examined  {numbers}")
         if name and name not in found:
-            raise ValueError(f"best is {self.config.best!r}, but the examination has no such number: {', '.join(found)}")
+            problem = self._save()
+            raise ValueError(
+                f"best is {self.config.best!r}, but the examination has no such number: {', '.join(found)}. Stopped, with the "
+                f"state {f'not saved ({problem})' if problem else 'saved'}: the same command with another `best` continues"
+            )
         value = found.get(name)
         sign = -1 if (self.config.best or "").startswith("-") else 1
         if value is not None and (run.best is None or sign * value > sign * run.best[1]):
@@ -148,7 +152,10 @@ class Watch:
                 batch = layout(self.data.batch([i * len(self.data) // n for i in range(n)], None), self.config)
                 images = self.task.sample_images(move(batch, accelerator.device), noise)
             if images is not None and accelerator.is_main_process:
-                save_grid(images, self.run_dir / "samples" / f"step-{run.step:08d}.png")
+                try:
+                    save_grid(images, self.run_dir / "samples" / f"step-{run.step:08d}.png")
+                except OSError as error:
+                    self.log.say(f"the samples of step {run.step} could not be saved: {error}; training goes on")
         accelerator.wait_for_everyone()
 
     def _save(self) -> OSError | None:
@@ -158,8 +165,11 @@ class Watch:
         try:
             if main:
                 self.log.sync()
-            if main or self.run.sharded:
-                states.save(self.run_dir, self.run.state(), self.config.keep, writes=main)
+        except OSError as error:
+            problem = error
+        try:
+            if main or self.run.sharded:  # also without a log to count on: the others wait for this one's rows
+                states.save(self.run_dir, self.run.state(), self.config.keep, writes=main and problem is None)
         except OSError as error:
             problem = error
         if self._agree(int(problem is not None), False)[0] and problem is None:
