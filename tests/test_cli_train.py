@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from typer import Exit
 from typer.testing import CliRunner
 
 from prior import ARNetworkConfig, ARPriorConfig, ContrastivePriorConfig, QuantizerConfig
 from unclip import DiffusionPrior, UnCLIP
 from unclip.cli import app
+from unclip.cli.common import Errors
 from unclip.cli.starters import starter
-from unclip.cli.training import CLASSES, Training, build, config_of
+from unclip.cli.train import _story
+from unclip.cli.training import CLASSES, Training, build, config_of, named_clip
+from unclip.clip import CLIPConfig
 from unclip.config import Config
+from unclip.data.embeddings import Embeddings, precompute
+from unclip.data.open import open_data
 from unclip.randomness import Noise
 from unclip.results import to_pil
-from unclip.training import load_ema
+from unclip.training import load_ema, read_log
 from upsamplers.filters import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cut to.*", "ignore:.*buckets.*")
@@ -205,3 +216,143 @@ def test_other_bad_input() -> None:
     assert "not an ARPrior" in call("assemble", "wrong", *parts, "--ar-prior", "model:prior", code=2)
     assert "no dtype 'half'" in call("assemble", "wrong", *parts, "--dtype", "half", code=2)
     assert not Path("wrong").exists()
+
+
+@pytest.fixture(scope="module")
+def embedded(place: Path) -> None:
+    """The pictures' embeddings as the CLIP of `model` and a stranger make them, in a folder and in one file."""
+    tiny.clip(seed=1).save_pretrained(place / "stranger")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name, clip in (("model", tiny.clip()), ("stranger", tiny.clip(seed=1))):
+            call("embed", "pictures", f"of-{name}", "--model", name, "--per-shard", "8")
+            made = precompute(clip, open_data("pictures", 32), f"of-{name}.safetensors")  # 32: not the size that is read later
+            Embeddings(made.keys, made.image_embed).save(f"images-of-{name}.safetensors")
+
+
+def with_data(stage: str, **data: Any) -> Training:
+    return Training.load(file("with_data", stage, data=data))
+
+
+@pytest.mark.parametrize("store", ["of-{}", "of-{}.safetensors", "images-of-{}.safetensors"])
+def test_embeddings_of_another_clip_are_refused(embedded: None, store: str) -> None:
+    right, wrong = store.format("model"), store.format("stranger")
+    told = f"{wrong} holds embeddings of another CLIP than model"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(embedding|other data)")
+        build(with_data("decoder", source="pictures", embeddings=right))
+        two = [{"path": "pictures", "embeddings": right}, {"path": "pictures", "embeddings": right, "name": "again"}]
+        build(with_data("decoder", source=two, size=16))
+    for data in (
+        {"source": "pictures", "embeddings": wrong},
+        {"source": [two[0], two[1] | {"embeddings": wrong}], "size": 16},
+    ):
+        with pytest.raises(ValueError, match=told):
+            build(with_data("decoder", **data))
+        with pytest.raises(ValueError, match=told):
+            build(with_data("decoder", source="pictures", embeddings=right).replace(held_out=with_data("decoder", **data).data))
+    if not store.startswith("images"):
+        build(with_data("prior", source=right))  # embeddings alone
+        with pytest.raises(ValueError, match=told):
+            build(with_data("prior", source=wrong))
+
+
+def test_data_that_have_changed_since_they_were_embedded_are_told(embedded: None) -> None:
+    text = Path("pictures/07.txt")
+    before = text.read_text()
+    text.write_text("another caption")
+    try:
+        with pytest.warns(UserWarning, match="of-model was made of other data than pictures, or they have changed since"):
+            build(with_data("prior", source="pictures", embeddings="of-model"))
+    finally:
+        text.write_text(before)
+
+
+def test_another_training_does_not_go_on_in_the_same_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ["--run", str(tmp_path / "run")]
+    (place / "copies").mkdir(exist_ok=True)
+    for path in (place / "pictures").iterdir():
+        (place / "copies" / path.name).write_bytes(path.read_bytes())
+    name = file("mine", "prior", held_out={"source": "pictures"})
+    # What failed before its first state is no run yet.
+    assert "freeze" in call("train", name, 'train.freeze=["nothing"]', "model.text_drop=0.3", *run, code=2)
+    call("train", name, *run)
+    record = tmp_path / "run" / "training.json"
+    assert Training.load(record).data.source == str(place / "pictures")
+    assert _story(str(tmp_path / "run"))["training"]["data"]["source"] == "pictures"  # a model given away tells no folders
+    written = record.read_bytes()
+    told = call("train", name, "data.source=copies", "model.text_drop=0.2", *run, code=2)
+    assert f'data.source: "{place}/pictures" -> "{place}/copies"' in told and "model.text_drop: 0.1 -> 0.2" in told
+    assert "clip: " not in told and record.read_bytes() == written
+    call("train", name, "train.steps=3", 'held_out.source="copies"', *run)  # the loop has its own say about `train`
+
+    # The same places by other names.
+    monkeypatch.chdir(tmp_path)
+    for key in ("clip", "data.source"):
+        assert f"{key}: " in call("train", str(place / name), "train.steps=3", *run, code=2)
+    absolute = [f"clip={place}/model", f"data.source={place}/pictures", f"held_out.source={place}/pictures"]
+    call("train", str(place / name), "train.steps=3", *absolute, *run)
+    record.unlink()
+    call("train", str(place / name), "train.steps=3", *absolute[:1], f"data.source={place}/copies", absolute[2], *run)
+
+
+def test_several_processes_on_cpus_train_together(place: Path) -> None:
+    name = file("together", "prior", train=TRAIN | {"eps": 1e-4})
+    call("train", name, "--run", "runs/alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "unclip.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    command = [*launch, "train", name, "--folder", "runs/together"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("parameters") == 1 and done.stdout.count("step 2/2") == 1
+    assert [row["step"] for row in read_log("runs/together")] == [row["step"] for row in read_log("runs/alone")]
+    alone, together = load_ema("runs/alone"), load_ema("runs/together")
+    for key, tensor in alone.items():
+        torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_only_exhausted_memory_is_told_as_such(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    exhausted = (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA: of 80 GiB 0 are free"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    )
+    for error in exhausted:
+        with pytest.raises(Exit), Errors():
+            raise error
+        assert "out of memory: draw fewer pictures" in capsys.readouterr().err
+    for message in ("CUDA error: an illegal memory access was encountered", "unsupported memory format option Preserve"):
+        with pytest.raises(RuntimeError, match=message), Errors():
+            raise RuntimeError(message)
+    with monkeypatch.context() as without, pytest.raises(Exit), Errors():
+        without.setitem(sys.modules, "torch", None)
+        raise MemoryError
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("unclip.cli.train._train", full)
+    told = call("train", file("large", "prior"), code=2)
+    assert "train.micro_batch" in told and "train.checkpointing" in told and "--size" not in told
+
+
+def test_names_of_open_clip() -> None:
+    tag = "laion2b_s34b_b79k"
+    assert named_clip(f"open_clip:ViT-B-32:{tag}") == CLIPConfig(name="ViT-B-32", pretrained=tag)
+    assert named_clip("open_clip:ViT-B-32") == CLIPConfig(name="ViT-B-32")
+    for name in ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "local-dir:/tmp/x y/m"):
+        assert named_clip(f"open_clip:{name}") == CLIPConfig(name=name, pretrained="default")
+
+
+@pytest.mark.parametrize("scale", ["small", "base"])
+def test_a_decoder_has_the_size_asked_for(scale: Any) -> None:
+    made = starter("decoder", "pictures", scale, "model", 128)
+    assert made.data.size == 128 and made.model is not None and made.model["image_size"] == 128
+    assert starter("decoder", "pictures", scale, "model").model["image_size"] == 64  # type: ignore[index]
+    told = call("config", "decoder", "pictures", "--scale", scale, "--clip", "model", "--size", "100", "-o", "odd.json", code=2)
+    assert f"divides by {16 if scale == 'small' else 8}; --size is 100" in told and not Path("odd.json").exists()

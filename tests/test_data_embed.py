@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,15 @@ def test_broken_pictures_get_no_embedding_and_are_left_out_of_training(folder: P
     with pytest.warns(UserWarning, match="4 pictures have no embedding and are left out"):
         data = open_data(folder, 4, embeddings=tmp_path / "e")
     assert list(data.keys) == store.keys and data.batch([2, 0]).keys == ["p006", "p001"]
+
+
+def test_names_that_are_no_utf8_are_embedded(folder: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(folder / "caf") + b"\xe9"
+    Path(os.fsdecode(odd + b".png")).write_bytes(tiny_data.noisy(9))
+    Path(os.fsdecode(odd + b".txt")).write_text("coffee")
+    assert run(folder, tmp_path / "e") == Done([0, 1, 2], [], N + 1, 0)
+    batch = open_data(folder, 4, embeddings=tmp_path / "e").batch([0])
+    assert batch.keys == ["caf\\xe9"] and batch.captions == ["coffee"]
 
 
 def test_half_precision_takes_half_the_disk(folder: Path, tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_another_clip_is_noticed(clip: Clip) -> None:
         embeddings.check(Clip(seed=1), Pictures())
 
 
+def test_another_clip_is_noticed_without_pictures(clip: Clip) -> None:
+    embeddings = precompute(clip, Pictures())
+    embeddings.check(clip)
+    with pytest.raises(ValueError, match="the stored text embeddings .* compute them again"):
+        embeddings.check(Clip(seed=1))
+    wider = Clip(seed=1)
+    wider.embed_dim = 5
+    with pytest.raises(ValueError, match="have 4 numbers and this CLIP's 5"):
+        Embeddings(embeddings.keys, embeddings.image_embed).check(wider)
+
+
 def test_bad_files_are_named(clip: Clip, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent.safetensors cannot be read"):
         Embeddings.load(tmp_path / "absent.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unclip.data.check import CheckReport, check
 from unclip.data.image_text import ImageText
 from unclip.data.order import Data
 from unclip.randomness import Noise
@@ -83,6 +85,36 @@ def test_broken_pictures_are_named_once_and_replaced(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="none of the 3 pictures"), pytest.warns(UserWarning):
         ImageText(folder, 8).batch([1])
+
+
+def test_a_text_that_is_none_breaks_its_sample_alone(folder: Path) -> None:
+    latin = "caf\xe9".encode("latin-1")
+    (folder / "a.txt").write_bytes(latin)
+    (folder / "LICENCE.txt").write_bytes(latin)  # of no picture: nobody's caption
+    (folder / "._b.txt").write_bytes(b"\0\5\x16\7\0\2")  # a Mac's
+    (folder / "deep.txt").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = ImageText(folder, 8)
+        assert data.keys == ["a", "b", "deep/c.v1"]
+    with pytest.warns(UserWarning, match=r"a\.txt is no UTF-8 text: .* 0xe9 .*next picture takes its place"):
+        assert data.batch([0, 1]).keys == ["b", "b"]
+    report = check(folder)
+    assert (report.samples, report.readable, list(report.broken), report.captions) == (3, 2, ["a"], 2)
+    assert "a.txt is no UTF-8 text" in report.broken["a"]
+
+
+def test_names_that_are_no_utf8_become_keys_that_can_be_written(folder: Path) -> None:
+    odd = os.fsencode(folder / "caf") + b"\xe9"
+    Path(os.fsdecode(odd + b".png")).write_bytes((folder / "a.png").read_bytes())
+    Path(os.fsdecode(odd + b".txt")).write_text("coffee")
+    data = ImageText(folder, 8)
+    assert data.keys == ["a", "b", "caf\\xe9", "deep/c.v1"]
+    batch = data.batch([2])
+    assert batch.captions == ["coffee"] and torch.equal(batch.images, data.batch([0]).images)  # type: ignore[arg-type]
+    Path(os.fsdecode(odd + b".png")).write_bytes(b"oh")
+    report = check(folder)
+    assert "/caf\\xe9.png cannot be decoded" in report.broken["caf\\xe9"] and CheckReport.from_json(report.to_json()) == report
 
 
 def test_resizing_is_anti_aliased_and_keeps_the_aspect(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import os
 import re
@@ -111,6 +112,23 @@ def test_a_caption_that_cannot_be_read_breaks_its_sample(tmp_path: Path) -> None
     with pytest.warns(UserWarning) as seen:
         assert data.batch(range(5)).keys == ["e"] * 5
     assert [w.message.args[0].split(":")[1].split()[0] for w in seen] == ["a.json", "b.json", "c.txt", "d.json"]  # type: ignore
+
+
+def test_members_whose_names_are_no_utf8(tmp_path: Path, scans: list[int]) -> None:
+    png = tiny_data.picture(1)
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as file:
+        for name, data in (("caf\xe9.png", png), ("caf\xe9.txt", b"coffee"), ("b\xe9.png", png * 9)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    cut(path, path.read_bytes().index(b"b\xe9.png") + 600)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"in the middle of b\\xe9.png"):
+            source = Shards(str(path))
+        assert source.keys == ["caf\\xe9"] and source.captions(0) == ["coffee"] and source.picture(0) == png
+        assert source.digest() and source.where(0).endswith(":caf\\xe9.png")
+    assert len(scans) == 1  # the index could be written
 
 
 def test_the_index_is_made_once_and_anew_when_the_shard_has_changed(tmp_path: Path, scans: list[int]) -> None:

@@ -261,6 +261,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert run(str(file), "--card", "T4")[0] == 2 and run(str(tmp_path / "none.json"))[0] == 2
 
 
+def test_a_teacher_in_a_folder_of_open_clip(tmp_path: Path) -> None:
+    from unclip.cli.plan import _teacher
+
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1}
+    model = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    assert _teacher(f"open_clip:local-dir:{tmp_path}").embed_dim == 20
+
+
 @pytest.mark.parametrize("settings", [{"clamp": 2.0}, {"scaling": "statistics"}, {"embedding": "raw"}])
 def test_statistics_are_made_up(settings: dict[str, object]) -> None:
     from unclip.cli.plan import outline

@@ -45,7 +45,13 @@ def load(model: str, device: str, dtype: str, prior: str = "prior", offload: boo
 
 
 class Errors:
-    """A known kind of error -> one line and status 2.  This package's own warnings -> one line each; libraries' are not shown."""
+    """A known kind of error -> one line and status 2.  This package's own warnings -> one line each; libraries' are not shown.
+
+    less_memory: what helps where memory is exhausted.
+    """
+
+    def __init__(self, less_memory: str = "draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16"):
+        self.less_memory = less_memory
 
     def __enter__(self) -> None:
         self.warnings = warnings.catch_warnings()
@@ -58,14 +64,19 @@ class Errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.warnings.__exit__(kind, error, trace)
         logging.disable(self.logging)
-        # Torch tells of exhausted memory by a RuntimeError; its other ones are faults of ours and keep their traceback.
-        exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
-        if exhausted:
-            _say("error", "out of memory: draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16")
+        if exhausted := _exhausted(error):
+            _say("error", f"out of memory: {self.less_memory}")
         elif isinstance(error, (ValueError, OSError)):
             _say("error", error)
         if exhausted or isinstance(error, (ValueError, OSError)):
             raise typer.Exit(2) from None
+
+
+def _exhausted(error: BaseException | None) -> bool:
+    """Whether memory was.  Torch's other errors, "an illegal memory access" too, are faults of ours and keep their traceback."""
+    kinds = (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
+    told = ("out of memory", "can't allocate memory", "not enough memory")  # where the error has no kind of its own, as on CPUs
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told))
 
 
 def _show_warning(

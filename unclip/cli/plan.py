@@ -117,13 +117,11 @@ def _fit(part: Any, answers: Shapes) -> None:
 
 def _teacher(source: str) -> CLIP:
     """The frozen CLIP, hollow; one that open_clip knows by name is not downloaded."""
-    from unclip.clip import CLIP, CLIPConfig
+    from unclip.clip import CLIP
     from unclip.plan import hollow
 
-    from .training import OPEN_CLIP, open_clip
+    from .training import OPEN_CLIP, named_clip, open_clip
 
-    if source.startswith(OPEN_CLIP):
-        config = CLIPConfig(name=source.removeprefix(OPEN_CLIP).partition(":")[0])
-    else:
-        config = open_clip(source).resolved
+    named = source.startswith(OPEN_CLIP)
+    config = named_clip(source).replace(pretrained=None) if named else open_clip(source).resolved
     return hollow(CLIP, config).requires_grad_(False).eval()

@@ -61,7 +61,7 @@ def _model(stage: Stage, scale: Scale, clip: CLIP | None, size: int | None) -> C
         return _upsampler(scale, size)
     assert clip is not None
     if stage == "decoder":
-        return _decoder(scale, clip)
+        return _decoder(scale, clip, size)
     return _prior(stage, scale, clip)
 
 
@@ -88,12 +88,13 @@ def _prior(stage: Stage, scale: Scale, clip: CLIP) -> Config:
     return ContrastivePriorConfig(network=network) if stage == "contrastive_prior" else PriorConfig(network=network)
 
 
-def _decoder(scale: Scale, clip: CLIP) -> DecoderConfig:
+def _decoder(scale: Scale, clip: CLIP, size: int | None) -> DecoderConfig:
     text = TextEncoderConfig(
         kind="clip_states", context=clip.context_length, states_width=_states(clip), embed_dim=clip.embed_dim
     )
     if scale == "small":
-        return DecoderConfig(
+        config = DecoderConfig(
+            image_size=size or 64,
             unet=UNetConfig(channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128),
             embed_dim=clip.embed_dim,
             text=text,
@@ -102,11 +103,12 @@ def _decoder(scale: Scale, clip: CLIP) -> DecoderConfig:
             weighting="clamped_snr",
             sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=2.0, threshold="static"),
         )
-    return DecoderConfig(
-        unet=UNetConfig(channels=192, multiple=(1, 2, 3, 4), depth=3, attention=(1, 2, 3), out_channels=6, context_width=512),
-        embed_dim=clip.embed_dim,
-        text=text,
-    )
+    else:
+        unet = UNetConfig(channels=192, multiple=(1, 2, 3, 4), depth=3, attention=(1, 2, 3), out_channels=6, context_width=512)
+        config = DecoderConfig(image_size=size or 64, unet=unet, embed_dim=clip.embed_dim, text=text)
+    if config.image_size % config.unet.multiple_of:
+        raise ValueError(f"a {scale} decoder's pictures have a side that divides by {config.unet.multiple_of}; --size is {size}")
+    return config
 
 
 def _upsampler(scale: Scale, size: int) -> UpsamplerConfig:

@@ -45,12 +45,15 @@ def config(
 def train(
     file: Annotated[Path, typer.Argument(help="What `unclip config` writes.")],
     settings: Annotated[list[str] | None, typer.Argument(help="Changes, as train.steps=500 model.unet.channels=96.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME of the file.")] = None,
+    run: Annotated[
+        # The second name is for torchrun, whose own options begin with the first.
+        Path | None, typer.Option("--run", "--folder", help="Folder of the run; default: runs/NAME of the file.")
+    ] = None,
     overfit: Annotated[int | None, typer.Option(help="Self-test: learn so many samples by heart.", min=2)] = None,
     overfit_steps: Annotated[int, typer.Option(help="Updates of the self-test.", min=1)] = 400,
 ) -> None:
     """Train a stage; the same command goes on where a run was cut off.  Several processes: torchrun -m unclip.cli train ..."""
-    with Errors():
+    with Errors("compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"):
         from .training import Training
 
         training = Training.load(file).override(*(settings or []))
@@ -105,12 +108,15 @@ def assemble(
 def _train(training: Training, folder: Path) -> None:
     from unclip.training import train as run
 
+    from . import record
     from .training import build, finish
 
     main = int(os.environ.get("RANK", "0")) == 0
+    record.refuse_other(training, folder)
     built = build(training, _device(), typer.echo if main else _silent)
     folder.mkdir(parents=True, exist_ok=True)
     if main:
+        record.begin(training, folder)
         count = sum(p.numel() for p in built.task.model.parameters())
         typer.echo(f"{training.stage}: {count / 1e6:.2f}M parameters, {len(built.data)} samples, run {folder}")
     try:
@@ -134,24 +140,38 @@ def _overfit(training: Training, folder: Path, n: int, steps: int) -> bool:
 
 def _device() -> Any:
     """The one that the training loop will take, so that the frozen CLIP is there too."""
-    from accelerate import PartialState
+    import torch
+    from accelerate import Accelerator
 
-    return PartialState().device
+    accelerator = getattr(torch, "accelerator", torch.cuda)  # from torch 2.6 on every kind of device
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # or each process would train alone
+    return Accelerator(mixed_precision="no").device
 
 
 def _story(source: str) -> dict[str, Any]:
     """Where a part comes from: a run tells its training and how it ended."""
     from unclip.training import read_log
 
-    from .training import RECORD
+    from .record import RECORD
 
     story: dict[str, Any] = {"from": source}
     if (Path(source) / RECORD).is_file():
         told = json.loads((Path(source) / RECORD).read_text())
-        story["training"] = {key: value for key, value in told.items() if key != "model"}  # its part has its config
+        # Its part has its config; where its maker's files lie is nobody's business.
+        story["training"] = {key: _bare(value) for key, value in told.items() if key != "model"}
         rows = [row for row in read_log(source) if "loss" in row and "event" not in row]
         story |= {key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if rows and key in rows[-1]}
     return story
+
+
+def _bare(value: Any) -> Any:
+    """Absolute paths without their folders."""
+    if isinstance(value, dict):
+        return {key: _bare(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_bare(of) for of in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _silent(text: str) -> None:

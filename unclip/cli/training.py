@@ -30,7 +30,9 @@ from unclip.training import TrainConfig
 from unclip.types import Task, Text
 from upsamplers import Upsampler, UpsamplerTask
 
+from . import record
 from .statistics import SAMPLES, complete, embeddings_of, measure, resolved
+from .teacher import check_embeddings
 
 Stage = Literal["clip", "prior", "ar_prior", "contrastive_prior", "decoder", "upsampler"]
 CLASSES: dict[str, type[checkpoint.Part[Any]]] = {
@@ -42,7 +44,7 @@ CLASSES: dict[str, type[checkpoint.Part[Any]]] = {
     "upsampler": Upsampler,
 }
 TAUGHT = ("prior", "ar_prior", "contrastive_prior", "decoder")  # by a frozen CLIP
-MODEL, IDENTITY, RECORD = "model", "clip_identity.json", "training.json"  # in the run folder
+MODEL, IDENTITY = "model", "clip_identity.json"  # in the run folder
 OPEN_CLIP = "open_clip:"
 
 
@@ -55,7 +57,8 @@ class Training(Config, frozen=True, kw_only=True):
     model: dict[str, Any] | None = None
     # What to train on: a pipeline (its part of this stage, or another as "emoji:upsampler_256"), a part's folder, a run folder.
     start: str | None = None
-    # The frozen teacher: a pipeline's, a part's folder, a run folder, or "open_clip:ViT-B-32:laion2b_s34b_b79k".
+    # The frozen teacher: a pipeline's, a part's folder, a run folder, or "open_clip:ViT-B-32:laion2b_s34b_b79k", also
+    # "open_clip:hf-hub:ORGANISATION/NAME" and "open_clip:local-dir:FOLDER".
     clip: str | None = None
     held_out: DataConfig | None = None  # examined on, never trained on
     task: dict[str, Any] = {}  # settings of the task: those of a CLIP's training
@@ -115,7 +118,7 @@ def finish(training: Training, built: Built, ema: dict[str, Tensor], run_dir: Pa
     if built.clip is not None:
         measure(part.to(built.clip.device), built.data, built.clip)
         write_files([(run_dir / IDENTITY, (json.dumps(identity(built.clip)) + "\n").encode())])
-    write_files([(run_dir / RECORD, training.to_json().encode())])
+    record.write(training, run_dir)
     aside = run_dir / f".new-{MODEL}"
     shutil.rmtree(aside, ignore_errors=True)
     part.save_pretrained(aside)
@@ -127,12 +130,20 @@ def finish(training: Training, built: Built, ema: dict[str, Tensor], run_dir: Pa
 def open_clip(source: str) -> CLIP:
     """A CLIP by what `Training.clip` may say."""
     if source.startswith(OPEN_CLIP):
-        name, _, pretrained = source.removeprefix(OPEN_CLIP).partition(":")
-        return CLIP(CLIPConfig(name=name, pretrained=pretrained or None)).eval()
+        return CLIP(named_clip(source)).eval()
     part = open_part(source, "clip")
     if not isinstance(part, CLIP):
         raise ValueError(f"{source} holds a {type(part).__name__}, not a CLIP")
     return part
+
+
+def named_clip(source: str) -> CLIPConfig:
+    """What "open_clip:NAME:TAG" means.  Models of a hub or a folder have colons in their names, and one set of weights."""
+    name = source.removeprefix(OPEN_CLIP)
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return CLIPConfig(name=name, pretrained="default")
+    name, _, tag = name.partition(":")
+    return CLIPConfig(name=name, pretrained=tag or None)
 
 
 def open_part(source: str, name: str) -> checkpoint.Part[Any]:
@@ -190,7 +201,10 @@ def _start(training: Training, clip: CLIP | None) -> Any:
 
 def _open(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> Data:
     likewise = None if holds_embeddings(data) else training.data.size  # held-out pictures are read as the others are
-    return data.replace(size=data.size or likewise or size_of(training, data, config, clip)).open()
+    opened = data.replace(size=data.size or likewise or size_of(training, data, config, clip)).open()
+    if clip is not None and training.clip:
+        check_embeddings(data, opened, clip, training.clip)
+    return opened
 
 
 def size_of(training: Training, data: DataConfig, config: Any, clip: CLIP | None) -> int | None:

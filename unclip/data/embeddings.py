@@ -69,17 +69,29 @@ class Embeddings:
         captions = batch.captions if text is None else text.strings
         return batch._replace(image_embed=image_embed, text=text, captions=captions)
 
-    def check(self, clip: ImageTextEncoder, data: Data, n: int = 4) -> None:
+    def check(self, clip: ImageTextEncoder, data: Data | None = None, n: int = 4, alike: float = 0.999) -> None:
         """Raise a ValueError unless `clip` gives for some samples of `data` what is stored here, as it no longer does
-        when it was trained further afterwards."""
-        keys, image_now, text_now = _encode(clip, data, range(0, len(data), max(1, len(data) // n)))
-        image_embed, text = self.rows(keys)
-        pairs = {"image": (image_embed, image_now)}
+        when it was trained further afterwards.  Without data only stored captions are encoded.
+
+        alike: the least cosine of pictures; below 0.999 they may have been encoded from another size.
+        """
+        if self.image_embed.shape[1] != clip.embed_dim:
+            width = self.image_embed.shape[1]
+            raise ValueError(f"the stored embeddings have {width} numbers and this CLIP's {clip.embed_dim}; compute them again")
+        pairs, image_now = {}, None
+        if data is None:
+            image_embed, text = self.rows(self.keys[:: max(1, len(self) // n)])
+            _, text_now = _answers(clip, None, text.strings if text is not None else None)
+        else:
+            keys, image_now, text_now = _encode(clip, data, range(0, len(data), max(1, len(data) // n)))
+            image_embed, text = self.rows(keys)
+        if image_now is not None:
+            pairs["image"] = (image_embed, image_now, alike)
         if text is not None and text_now is not None:
-            pairs["text"] = (text.embed, text_now.embed)
-        for what, (old, new) in pairs.items():
+            pairs["text"] = (text.embed, text_now.embed, 0.999)
+        for what, (old, new, wanted) in pairs.items():
             least = torch.cosine_similarity(old, new).min().item() if old.shape == new.shape else float("nan")
-            if not least > 0.999:  # also catches NaN
+            if not least > wanted:  # also catches NaN
                 raise ValueError(
                     f"the stored {what} embeddings {tuple(old.shape)} are not this CLIP's {tuple(new.shape)}:"
                     f" the least cosine is {least:.3f}; compute them again"
@@ -141,19 +153,26 @@ def precompute(clip: ImageTextEncoder, data: Data, path: str | Path | None = Non
     return embeddings
 
 
-@torch.no_grad()  # not inference_mode: its tensors could not be trained on
 def _encode(clip: ImageTextEncoder, data: Data, indices: Sequence[int]) -> tuple[list[str], Tensor, Text | None]:
-    """Keys, image embeddings and texts of some samples, float32, on the CPU."""
+    """Keys, image embeddings and texts of some samples."""
     batch = data.batch(indices)
     if batch.images is None:
         raise ValueError("these data have no images to encode")
+    image_embed, text = _answers(clip, batch.images, batch.captions)
+    assert image_embed is not None
+    return batch.keys, image_embed, text
+
+
+@torch.no_grad()  # not inference_mode: its tensors could not be trained on
+def _answers(clip: ImageTextEncoder, images: Tensor | None, captions: list[str] | None) -> tuple[Tensor | None, Text | None]:
+    """Image embeddings and texts, float32, on the CPU."""
     training = isinstance(clip, nn.Module) and clip.training
     if isinstance(clip, nn.Module):
         clip.eval()
     try:
-        image_embed = clip.encode_image(batch.images)
-        text = clip.encode_text(batch.captions) if batch.captions is not None else None
+        image_embed = clip.encode_image(images).float().cpu() if images is not None else None
+        text = clip.encode_text(captions) if captions is not None else None
     finally:
         if isinstance(clip, nn.Module):
             clip.train(training)
-    return batch.keys, image_embed.float().cpu(), text and move(text, "cpu", torch.float32)
+    return image_embed, text and move(text, "cpu", torch.float32)

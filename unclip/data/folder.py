@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .files import is_url, read_url
 from .pictures import MAX_BYTES, SUFFIXES
-from .source import say_left_out
+from .source import clean, say_left_out
 from .table import SUFFIXES as TABLE_SUFFIXES
 from .table import read_table
 
@@ -19,7 +19,7 @@ class Folder:
 
     Captions are the lines of cats/one.txt or, where there is a `table` (see `find_table`), of its rows.  A row's place may
     also be a URL or a path elsewhere; a key column there takes precedence over the place's name.  What lacks its other
-    half is left out, with a warning.
+    half is left out, with a warning.  A .txt that cannot be read breaks its sample alone.
     """
 
     def __init__(self, folder: str | Path, table: Path | None = None):
@@ -29,7 +29,8 @@ class Folder:
         self.name = self.folder.resolve().name
         pictures: dict[str, str] = {key: str(path) for key, path in _pictures(self.folder).items()}
         table = table or find_table(self.folder)
-        captions = _from_table(table, self.folder, pictures) if table else _from_texts(self.folder, pictures)
+        self._broken: dict[str, str] = {}  # key -> what is wrong with its .txt
+        captions = _from_table(table, self.folder, pictures) if table else _from_texts(self.folder, pictures, self._broken)
         self.left_out = {
             "pictures have no caption": [key for key in pictures if key not in captions],
             "captions have no picture": [key for key in captions if key not in pictures],
@@ -45,7 +46,7 @@ class Folder:
         self._captions = [captions[key] for key in self.keys]
 
     def where(self, row: int) -> str:
-        return self._places[row]
+        return clean(self._places[row])
 
     def picture(self, row: int) -> bytes:
         place = self._places[row]
@@ -54,12 +55,14 @@ class Folder:
         try:
             size = Path(place).stat().st_size
             if size > MAX_BYTES:
-                raise ValueError(f"{place} is too large: a picture of {size} bytes")
+                raise ValueError(f"{self.where(row)} is too large: a picture of {size} bytes")
             return Path(place).read_bytes()
         except OSError as error:
-            raise ValueError(f"{place} cannot be read: {error.strerror or error}") from None
+            raise ValueError(f"{self.where(row)} cannot be read: {error.strerror or error}") from None
 
     def captions(self, row: int) -> list[str]:
+        if (problem := self._broken.get(self.keys[row])) is not None:
+            raise ValueError(problem)
         return self._captions[row]
 
     def digest(self) -> str:
@@ -79,21 +82,29 @@ def _pictures(folder: Path) -> dict[str, Path]:
     pictures: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            key = path.relative_to(folder).with_suffix("").as_posix()
+            key = _key(path, folder)
             if key in pictures:
                 raise ValueError(f"{pictures[key]} and {path} have the same key {key!r}: rename or remove one")
             pictures[key] = path
     return pictures
 
 
-def _from_texts(folder: Path, pictures: dict[str, str]) -> dict[str, list[str]]:
+def _key(path: Path, folder: Path) -> str:
+    return clean(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _from_texts(folder: Path, pictures: dict[str, str], broken: dict[str, str]) -> dict[str, list[str]]:
+    """Captions by key, and in `broken` what is wrong with a .txt; what stands beside no picture may be anything."""
     captions = {}
     for path in sorted(folder.rglob("*.txt")):
-        key = path.relative_to(folder).with_suffix("").as_posix()
+        if path.name.startswith("."):  # ._x.txt is what a Mac leaves beside x.txt on foreign disks
+            continue
+        key = _key(path, folder)
         try:
             lines = caption_lines(path.read_bytes())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+        except (UnicodeDecodeError, OSError) as error:
+            told = f"is no UTF-8 text: {error}" if isinstance(error, ValueError) else f"cannot be read: {error.strerror or error}"
+            lines, broken[key] = [], f"{clean(str(path))} {told}"
         # An empty file is an empty caption where there is a picture, else no caption file at all.
         if lines or key in pictures:
             captions[key] = lines or [""]

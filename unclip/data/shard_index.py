@@ -11,6 +11,7 @@ from unclip.config import Config
 
 from .files import Stamp
 from .pictures import SUFFIXES
+from .source import clean
 
 BLOCK = 512  # bytes: everything in a tar starts at a multiple
 TEXTS = ("txt", "json")  # where captions are looked for, in this order
@@ -54,10 +55,11 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool) -> Index:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
                 if not member.isreg() or member.issparse():
                     continue
+                name = clean(member.name)
                 if member.offset_data + member.size > size:
-                    problem = f"is truncated after {size} bytes, in the middle of {member.name}"
+                    problem = f"is truncated after {size} bytes, in the middle of {name}"
                     break
-                key, suffix = split(member.name)
+                key, suffix = split(name)
                 if key:
                     found.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
             end = tar.offset

@@ -34,6 +34,11 @@ class Source(Protocol):
         ...
 
 
+def clean(name: str) -> str:
+    """A file's name as text that can be written: bytes in it that are no UTF-8 as \\xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def say_left_out(left_out: dict[str, list[str]]) -> None:
     for what, names in left_out.items():
         if names:

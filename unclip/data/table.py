@@ -28,6 +28,13 @@ def read_table(path: Path) -> Iterator[Row]:
     A caption may be a list of texts in jsonl and Parquet; in CSV and Parquet a picture may also come in several rows.
     Rows without any caption (null) are passed over.  ValueError names the line.
     """
+    try:
+        yield from _rows(path)
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+
+
+def _rows(path: Path) -> Iterator[Row]:
     repeats = path.suffix.lower() != ".jsonl"
     rows = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}[path.suffix.lower()](path)
     for number, row in rows:
@@ -68,11 +75,16 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        _check_columns(path, reader.fieldnames or [])
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{path}, line {reader.line_num}: more fields than columns; put captions with commas in quotes")
-            yield reader.line_num, row
+        last = 0
+        try:
+            _check_columns(path, reader.fieldnames or [])
+            for row in reader:
+                last = reader.line_num
+                if None in row:
+                    raise ValueError(f"{path}, line {last}: more fields than columns; put captions with commas in quotes")
+                yield last, row
+        except csv.Error as error:  # found at the end of what a quote left open takes for one field
+            raise ValueError(f"{path}, line {last + 1}: {error}; is a quote left open there?") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,6 +101,17 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from enumerate(rows, 1)
     except ArrowException as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+
+
+def _not_utf8(path: Path) -> ValueError:
+    """Which line it is, looked for again: a file is decoded in blocks, some lines ahead."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return ValueError(f"{path}, line {number} is no UTF-8 text: {error}")
+    return ValueError(f"{path} is no UTF-8 text")
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
