@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -373,6 +374,23 @@ def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.M
     prior = [("prior", 1), ("prior", 2), ("prior", 3), ("prior 2/2", -1)]
     chunks = [[*(("decoder", k) for k in (1, 2, 3, 4)), (f"decoder {done}/2", -1)] for done in (1, 2)]
     assert told == [*prior, *chunks[0], *chunks[1], ("prior", -2), ("decoder", -2)]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_is_not_swallowed_by_an_import(here: Path, ignored: bool) -> None:
+    Path("swallows.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    print('swallowed')\n"
+    )
+    Path("try.py").write_text(
+        "import signal\nfrom unclip import cli\n\ndef command():\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n        print('ignored')\n"
+        "    except KeyboardInterrupt:\n        print('interrupted')\n    import swallows\n\n"
+        f"{'signal.signal(signal.SIGINT, signal.SIG_IGN)' if ignored else ''}\ncli.app = command\ncli.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, "try.py"], capture_output=True, text=True, env=environment)
+    assert done.stdout == ("ignored\n" if ignored else "interrupted\n") and done.stderr == ""
+    assert done.returncode == (0 if ignored else -signal.SIGINT)
 
 
 def test_as_a_program(folder: Path, here: Path) -> None:

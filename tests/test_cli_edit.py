@@ -91,6 +91,14 @@ def test_one_variation_of_a_run_alone() -> None:
     assert (alone - third).abs().max() <= 2 < (alone - second).abs().max()
 
 
+def test_more_variations_lie_beside_the_earlier_ones() -> None:
+    ask = ("vary", "x.png", "-o", "out", "--n", 2, "--size", 16)
+    run(*ask)
+    assert run(*ask, "--first", 2) == ["out/00002.png", "out/00003.png"]
+    assert [story(f"out/0000{k}.png")["index"] for k in range(4)] == ["0", "1", "2", "3"]
+    assert len({pixels(f"out/0000{k}.png") for k in range(4)}) == 4
+
+
 def test_paths_from_picture_to_picture_and_from_caption_to_caption(pipe: UnCLIP) -> None:
     run("interpolate", "x.png", "y.png", "x.png", "-o", "path", "--steps", 3, "--size", 16)
     made = pipe.interpolate(["x.png", "y.png", "x.png"], steps=3, size=16)
@@ -413,6 +421,10 @@ def test_latents_of_other_models(verb: str, pipe: UnCLIP, fails: Callable[..., s
         ("interpolate x.png y.png --x-t lerp", "--x-t 'lerp' not understood: write slerp or fixed"),
         ("interpolate x.png y.png --x-t fixed --refine 2", "--refine would change nothing with --x-t fixed"),
         ("interpolate x.png z.pgn", "there is no picture file 'z.pgn'"),
+        ("vary z.safetensors --refine 0", "--refine would change nothing where a latent is given"),
+        ("diff z.safetensors --to dogs --inversion-steps 9", "--inversion-steps would change nothing where a latent is given"),
+        ("reconstruct z.safetensors --refine 0 --inversion-steps 9", "--inversion-steps and --refine would change nothing"),
+        ("interpolate z.safetensors z.safetensors --refine 0", "--refine would change nothing where a latent is given"),
         *[
             (f"{verb.format('x.png', 'x.png')} {option}", message)
             for verb in VERBS

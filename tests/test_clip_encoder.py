@@ -165,6 +165,17 @@ def test_wrong_images_are_refused(shape):
         check(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
+def test_pixels_that_were_not_scaled_are_refused_and_nan_is_not(compact):
+    pixels = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    for verb in (compact.encode_image, compact.preprocess):
+        with pytest.raises(ValueError, match=r"expected a picture in \[-1, 1\], given values from .* to 25.*; use x / 127"):
+            verb(pixels * 255)
+    assert compact.encode_image(pixels * 2.4 - 1.2).isfinite().all()  # a little overshoot is what resizing leaves
+    # A training tells itself where numbers that are not finite come from.
+    assert compact.encode_image(pixels * torch.nan).isnan().all()
+    assert compact.preprocess(pixels[:0]).shape == (0, 3, 32, 32)
+
+
 # models of open_clip
 
 

@@ -57,6 +57,29 @@ def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
     torch.testing.assert_close(load_picture(tmp_path / "deep.png"), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
 
 
+def test_numbers_of_any_range_are_read_for_what_they_are_or_refused():
+    wide, unit = RAMP.astype(np.int32), RAMP.astype(np.float32) / 255
+    for grey in (wide, wide * 257, unit, unit * 255):
+        torch.testing.assert_close(load_picture(Image.fromarray(grey)), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
+    overshoot = load_picture(Image.fromarray(unit * 1.04 - 0.02))  # as resizing leaves it
+    assert overshoot.min() == -1 and overshoot.max() > 0.98
+    for grey, told in (
+        (wide - 128, "mode is I and its numbers go from -128 to 124, not from 0 to 255 or 0 to 65535"),
+        (wide * 10**6, "go from 0 to 2.52e[+]08"),
+        (unit * 2 - 1, "mode is F and its numbers go from -1 to 0.97.*, not from 0 to 1 or 0 to 255"),
+        (unit * 1000, "go from 0 to 988"),
+        (unit * np.float32("nan"), "go from nan to nan"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load_picture(Image.fromarray(grey))
+
+
+def test_a_dark_file_of_sixteen_bits_stays_dark(tmp_path):
+    dark = Image.fromarray(RAMP.astype(np.uint16))
+    dark.save(tmp_path / "deep.png")
+    assert load_picture(tmp_path / "deep.png").max() < -0.99 and load_picture(dark).max() < -0.99
+
+
 def test_transparency_lies_on_white(tmp_path):
     rgba = np.concatenate([COLOUR, np.zeros((8, 8, 1), np.uint8)], axis=-1)
     rgba[:4, :, 3] = 255

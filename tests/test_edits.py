@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     files = EDIT.save(tmp_path / "out")
     assert [file.name for file in files] == [f"{k:05d}.png" for k in range(6)]
     assert story(files[4])["label"] == "theta 4" and story(files[4])["seed"] == "0"
+
+
+def test_pictures_are_numbered_from_the_first(tmp_path: Path) -> None:
+    files = replace(EDIT, first=10).save(tmp_path / "out")
+    assert [file.name for file in files] == [f"{k:05d}.png" for k in range(10, 16)]
+    assert [story(file)["index"] for file in files] == [str(k) for k in range(10, 16)]
+    one = Edit("vary", IMAGES[:1], LATENT.rows(slice(0, 1)), {32: IMAGES[:1]}, ("eta 1",), 1, first=7)
+    assert story(one.save(tmp_path / "x.png")[0])["index"] == "7"
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from dataclasses import replace
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from decoder import Decoder
-from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, slerp
+from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, manipulate, slerp
 from unclip.data.pictures import load_picture
 from unclip.manipulate import Way, one_of
 from unclip.randomness import Noise
+from unclip.sources import _is_caption
 from unclip.types import Cond, Denoise, Prediction
 
 S, SIZE = 0.3, 16
@@ -257,6 +259,18 @@ def test_captions_are_drawn_first() -> None:
         pipe.interpolate(["heart.png", "two dogs"])
 
 
+def test_a_typing_error_in_a_path_does_not_become_a_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my photos").mkdir()
+    paths = ("my photo.png", "My Photo.JPG", "my latent.safetensors", "my photos", str(tmp_path), "photo.pgn")
+    assert not any(map(_is_caption, paths))
+    assert all(map(_is_caption, ("", " ", "two dogs", "e.g", "a cat, e.g", "a dog. Good boy", "no. 5", "long " * 2000)))
+    pipe = tiny.pipeline()
+    for path, message in (("my photo.png", "no picture file 'my photo.png'"), ("my photos", "'my photos': it is a folder")):
+        with pytest.raises(ValueError, match=message):
+            pipe.interpolate(["two dogs", path])
+
+
 def test_what_interpolate_refuses(pipe: UnCLIP, pictures: Tensor, latent: Latent) -> None:
     with pytest.raises(ValueError, match="1 picture was given"):
         pipe.interpolate([pictures[0]])
@@ -315,6 +329,31 @@ def test_what_text_diff_refuses(pipe: UnCLIP, latent: Latent) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             pipe.text_diff(latent, **{"target": "a cat", **changes})
+
+
+def test_settings_of_a_wrong_kind_are_refused_before_any_work(pipe: UnCLIP, latent: Latent) -> None:
+    asked: list[tuple[Any, tuple[Any, ...]]] = [
+        (manipulate.invert, ()),
+        (manipulate.reconstruct, ()),
+        (manipulate.vary, ()),
+        (manipulate.text_diff, ("a cat",)),
+    ]
+    for verb, arguments in asked:  # asked directly: the type checker of the tests would be quicker
+        with pytest.raises(ValueError, match="inversion is 10; it must be an Inversion"):
+            inspect.unwrap(verb)(pipe, latent, *arguments, inversion=10)
+        if verb is not manipulate.invert:
+            with pytest.raises(ValueError, match="seed is 1.7; it must be a whole number"):
+                inspect.unwrap(verb)(pipe, latent, *arguments, seed=1.7)
+    with pytest.raises(ValueError, match="inversion is 10"):
+        inspect.unwrap(manipulate.interpolate)(pipe, [latent], inversion=10)
+    with pytest.raises(ValueError, match="seed is None"):
+        inspect.unwrap(manipulate.interpolate)(pipe, [latent], seed=None)
+    with pytest.raises(ValueError, match="seed is 'a'"):
+        inspect.unwrap(manipulate.reconstruct_pca)(pipe, latent, [1], seed="a")
+    for target, source in ((None, None), ("a cat", 5)):
+        with pytest.raises(ValueError, match=f"the target is {target!r} and the source {source!r}: both are captions"):
+            inspect.unwrap(manipulate.text_diff)(pipe, latent, target, source)
+    assert inspect.unwrap(manipulate.reconstruct)(pipe, latent, seed=torch.tensor(3)).story["seed"] == "3"
 
 
 # Principal components
@@ -391,6 +430,13 @@ def test_what_cannot_be_drawn_is_refused_before_the_inversion(pipe: UnCLIP, pict
 def test_values_of_an_inversion(pipe: UnCLIP, pictures: Tensor) -> None:
     with pytest.raises(ValueError, match="lowest is 1000, .*must lie below 1000"):
         pipe.invert(pictures, Inversion(lowest=1000))
-    for changes, message in (({"steps": 1}, "steps is 1"), ({"refine": -1}, "refine is -1"), ({"lowest": 0}, "lowest is 0")):
+    for changes, message in (
+        ({"steps": 1}, "steps is 1"),
+        ({"steps": None}, "steps is None"),
+        ({"refine": -1}, "refine is -1"),
+        ({"refine": 1.5}, "refine is 1.5; it must be at least 0, a whole number"),
+        ({"lowest": 0}, "lowest is 0"),
+        ({"lowest": 1.5}, "lowest is 1.5"),
+    ):
         with pytest.raises(ValueError, match=message):
             Inversion(**changes)

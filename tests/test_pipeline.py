@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Callable
 
 import pytest
 import tiny
 import torch
+from test_cli import ar_prior
 from tiny import CAPTIONS, STEPS
 
 import unclip.pipeline
+from prior import ARSampling
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
 from unclip.results import Generation
-from unclip.types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Upsampler, best_of, keep_contract
+from unclip.types import Cond, Decoder, ImageTextEncoder, Inversion, Prior, Sampling, Text, Upsampler, best_of, keep_contract
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,82 @@ def test_parts_that_break_a_contract_are_refused_by_name() -> None:
     own["upsamplers"][0].scale = 1
     with pytest.raises(ValueError, match="by 2 or more; this one's scale is 1"):
         UnCLIP(**own)
+
+
+def test_parts_of_another_kind_are_refused_by_their_parameters(pipe: UnCLIP) -> None:
+    told = (
+        r"^Decoder does not keep the contract Prior of unclip.types: it has sample\(cond, noise, x_t, t, sampling\) where it "
+        r"must have sample\(text, noise, n, sampling\): got an unexpected keyword argument 'n'$"
+    )
+    with pytest.raises(ValueError, match=told):
+        pipe.with_prior(pipe.decoder)
+    with pytest.raises(ValueError, match=r"Upsampler does not keep .* must have sample\(text, noise, n, sampling\)"):
+        keep_contract(pipe.upsamplers[0], Prior)
+
+    class Short(tiny.ForeignPrior):
+        def sample(self, text: Text) -> torch.Tensor:  # type: ignore[override]
+            return text.embed[:, None]
+
+    class Open(tiny.ForeignPrior):
+        def sample(self, captions: Text, **others: object) -> torch.Tensor:  # type: ignore[override]
+            return captions.embed[:, None].expand(-1, 2, -1)
+
+    with pytest.raises(ValueError, match=r"it has sample\(text\) where it must have sample\(text, noise, n, sampling\)"):
+        keep_contract(Short(), Prior)
+    assert torch.isfinite(pipe.with_prior(Open()).generate("two dogs", size=16).images).all()
+
+
+class Spoilt(tiny.ForeignPrior):
+    def __init__(self, spoil: Callable[[torch.Tensor], object]):
+        self.spoil = spoil
+
+    def sample(self, *given: object, **options: object) -> object:  # type: ignore[override]
+        return self.spoil(super().sample(*given, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda x: x[:1], r"of shape \(1, 2, 12\)"),
+        (lambda x: x[:, 0], r"of shape \(3, 12\)"),
+        (lambda x: x[..., :5], r"of shape \(3, 2, 5\)"),
+        (lambda x: x.numpy(), "of type ndarray"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), torch.nan), "of which 24 numbers are NaN or infinite"),
+    ],
+)
+def test_what_a_prior_draws_is_looked_at(pipe: UnCLIP, spoil: Callable[[torch.Tensor], object], told: str) -> None:
+    broken = pipe.with_prior(Spoilt(spoil))
+    with pytest.raises(ValueError, match=rf"Spoilt.sample drew embeddings {told}; expected \(captions, n, d\) = \(3, 2, 12\)"):
+        broken.generate(CAPTIONS, size=16)
+
+
+def test_settings_of_a_wrong_kind_are_refused(pipe: UnCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = inspect.unwrap(UnCLIP.generate)  # the type checker of the tests would be quicker
+    two = Sampling(steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.prior, "sample", None)
+        for ask, message in [
+            ({"prior": ARSampling()}, "prior: ARSampling.* is no Sampling"),
+            ({"prior": 5}, "prior: 5 is no Sampling"),
+            ({"decoder": 5}, "decoder: 5 is no Sampling"),
+            ({"decoder": {"steps": 5}}, "decoder: {'steps': 5} is no Sampling, which tells how this part samples"),
+            ({"upsamplers": two}, "Sampling.* for 2 upsamplers; give a list, one each"),
+            ({"upsamplers": [two, 5]}, "upsamplers: 5 is no Sampling"),
+            ({"seed": 1.7}, "seed is 1.7; it must be a whole number"),
+            ({"seed": "7"}, "seed is '7'"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                generate(pipe, "two dogs", **ask)
+    made = generate(pipe, "two dogs", seed=torch.tensor(3), size=16)
+    assert made.seeds == ((3, 0),) and torch.equal(made.images, pipe.generate("two dogs", seed=3, size=16).images)
+    with pytest.raises(ValueError, match="size is '64'; this pipeline makes pictures of 16, 64, 256 pixels"):
+        inspect.unwrap(UnCLIP.stages)(pipe, "64")
+    own = pipe.with_prior(ar_prior())
+    for how in (ARSampling(top_p=0.5), Sampling(guidance=2.0)):
+        own.generate("two dogs", size=16, prior=how)
+    with pytest.raises(ValueError, match="prior: Inversion.* is no ARSampling"):
+        own.generate("two dogs", size=16, prior=Inversion())
+    pipe.with_prior(tiny.ForeignPrior()).generate("two dogs", size=16, prior=Inversion())  # its own business
 
 
 def test_another_clip_is_refused(pipe: UnCLIP) -> None:

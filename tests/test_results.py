@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unclip import __version__
-from unclip.results import Generation, Latent, check_output, png, story, to_pil, write_files
+from unclip.results import FORMAT, Generation, Latent, check_output, png, story, to_pil, write_files
 from unclip.types import Sampling
 
 HOW = Sampling(steps=(900, 450, 0))
@@ -129,7 +129,7 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     whole = path.read_bytes()
     tensors = {"image_embed": LATENT.image_embed, "x_t": LATENT.x_t}
     about = '{"sampling": {"steps": [1, 0]}, "captions": ["a"], "models": {}}'
-    assert re.sub(rb"unclip-latent-2", b"", whole) != whole
+    assert re.sub(rb"unclip-latent-3", b"", whole) != whole
 
     def check(message: str) -> None:
         with pytest.raises(ValueError, match=message):
@@ -141,16 +141,23 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     check("x.safetensors cannot be read as a latent")
     save_file(tensors, path)
     check(r"no latent \(format None\)")
-    save_file(tensors, path, metadata={"format": "unclip-latent-2"})
+    save_file(tensors, path, metadata={"format": FORMAT})
     check("x.safetensors is no About")
-    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": about.replace("[1, 0]", '["1", 0]')})
+    save_file(tensors, path, metadata={"format": FORMAT, "about": about.replace("[1, 0]", '["1", 0]')})
     check(r"int.*str.*\$\.sampling\.steps")
     counted = about.replace("[1, 0]", "50").replace('["a"]', '["a", "b"]')
-    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": counted})
+    save_file(tensors, path, metadata={"format": FORMAT, "about": counted})
     check("lists its timesteps.*steps 50")
-    save_file({"x_t": LATENT.x_t}, path, metadata={"format": "unclip-latent-2", "about": about})
+    save_file({"x_t": LATENT.x_t}, path, metadata={"format": FORMAT, "about": about})
     check("image_embed")
-    save_file(tensors, path, metadata={"format": "unclip-latent-2", "about": about})
+    save_file(tensors, path, metadata={"format": FORMAT, "about": about})
     check("b captions; got .* 1 captions")
     path.unlink()
     check("cannot be read as a latent")
+
+
+def test_a_latent_of_an_earlier_version_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x_t": LATENT.x_t}, path, metadata={"format": "unclip-latent-2", "about": "another one"})
+    with pytest.raises(ValueError, match=r"x.safetensors was written by an earlier version \(unclip-latent-2\): invert the pict"):
+        Latent.load(path)

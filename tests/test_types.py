@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from unclip.randomness import Noise
-from unclip.types import Batch, Cond, Sampling, Task, Text, best_of, move, require, tree_map
+from unclip.types import Batch, Cond, Sampling, Task, Text, best_of, move, require, tree_map, whole_number
 
 
 def text(*strings: str) -> Text:
@@ -72,6 +73,7 @@ def test_moving_changes_floats_only() -> None:
         {"steps": -3},
         {"steps": 2.5},
         {"steps": True},
+        {"steps": None},
         {"sampler": "ddmi"},
         {"variance": "larg"},
         {"guidance": -1.0},
@@ -82,8 +84,11 @@ def test_moving_changes_floats_only() -> None:
         {"threshold": 0.0},
         {"threshold": 5},
         {"threshold": "dynamic"},
+        {"threshold": True},
         {"interval": (5, 5)},
         {"interval": (-1, 5)},
+        {"interval": (1, 2, 3)},
+        {"interval": 5},
     ],
 )
 def test_samplings_that_cannot_work_are_refused_by_name(changes: dict) -> None:
@@ -104,6 +109,14 @@ def test_samplings_that_work() -> None:
         {"interval": (0, 3)},
     ):
         assert Sampling(**changes) == Sampling().replace(**changes)
+
+
+def test_whole_numbers_of_every_library() -> None:
+    for number in (3, np.int64(3), torch.tensor(3)):
+        assert whole_number("seed", number) == 3 and type(whole_number("seed", number)) is int
+    for other in (1.7, "3", None, torch.tensor(1.5)):
+        with pytest.raises(ValueError, match="seed is .*; it must be a whole number"):
+            whole_number("seed", other)
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:

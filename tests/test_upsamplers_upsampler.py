@@ -230,6 +230,22 @@ def test_task_learns_from_batches_and_draws():
         task(Batch(keys=["a"], captions=["a cat"]), Noise.of(0))
 
 
+@pytest.mark.parametrize("t, idle", [([2, 7], ["last_"]), ([1, 1], ["unet.", "time."]), ([1, 7], [])])
+def test_in_training_every_parameter_takes_part_whatever_the_timesteps(t, idle):
+    """Processes that train together need the same gradients to exist; those of the network that nobody asks for are zero."""
+    model, low = build(tiny(last_step="own"), std=0.02), pictures(2, 4, 4)
+    network, x_t, encoded = model.network, torch.randn(2, 3, 16, 16), model.network.encode(low)
+    expected = network.eval()(x_t, torch.tensor(t), encoded)
+    out = network.train()(x_t, torch.tensor(t), encoded)
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert name.startswith(tuple(idle)) == (not parameter.grad.any()), name
+    with torch.no_grad():
+        assert torch.allclose(network(x_t, torch.tensor(t), encoded), expected, atol=1e-5)
+
+
 def test_builds_without_allocating_and_copies():
     with torch.device("meta"):
         paper = Upsampler(UpsamplerConfig())
@@ -275,7 +291,7 @@ def test_bad_input_is_refused():
         model.sample(low, Cond(image_embed=torch.zeros(2, 4)), noise=noise)
     with pytest.raises(ValueError, match="not built for label"):
         model.loss(low, Cond(label=torch.zeros(2, dtype=torch.long)), noise=noise)
-    with pytest.raises(ValueError, match="one stream per picture"):
+    with pytest.raises(ValueError, match="noise stream each"):
         model.sample(low, noise=Noise.of(0))
     with pytest.raises(ValueError, match="target size"):
         model.sample(low, noise=noise, x_t=torch.zeros(2, 3, 8, 8))
@@ -288,6 +304,10 @@ def test_bad_input_is_refused():
     ):  # asked directly: with shapes checked in tests, `sample` is not reached
         with pytest.raises(ValueError, match=r"float \(b, 3, h, w\)"):
             _check_images(wrong, noise, "low_res")
+    for run in (model.sample, model.loss):
+        with pytest.raises(ValueError, match=r"expected a picture in \[-1, 1\], given values from .*; use x / 127.5 - 1"):
+            run(pictures(2, 32, 32) * 127.5 + 127.5, noise=noise)
+    assert model.loss(pictures(2, 32, 32) * math.nan, noise=noise).total.isnan().all()  # the training loop tells of it
     with pytest.raises(ValueError, match="does not make high"):
         model.loss_pairs(low, torch.zeros(2, 3, 17, 16), noise=noise)
     with pytest.raises(ValueError, match="no room"):

@@ -26,6 +26,7 @@ class Edit:
     """Pictures (b, 3, h, w) in [-1, 1], row by row, `columns` in a row; `latent` holds the pair each was drawn from.
 
     `stages` has them at every resolution made, smallest first; `sources` (rows, 3, s, s) are the pictures that were given.
+    `first` is the first picture's number among its seed's.
     """
 
     verb: str
@@ -36,6 +37,7 @@ class Edit:
     columns: int
     sources: Float[Tensor, "r 3 s s"] | None = None
     story: Mapping[str, str] = field(default_factory=dict)
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,7 +57,7 @@ class Edit:
         return sheet(rows, labels)
 
     def save(self, path: str | Path) -> list[Path]:
-        """A .png: the picture, or a labelled sheet of several; .gif or .webp: an animation; else a folder of PNGs.
+        """A .png: the picture, or a labelled sheet of several; .gif or .webp: an animation; else a folder of PNGs by number.
 
         Returns the files, all written or none.
         """
@@ -64,11 +66,13 @@ class Edit:
             write_files([(path, animation(self.pil(), path.suffix.lower()))])
             return [path]
         if path.suffix.lower() == ".png":
-            data = png(self.images[0], self.story) if len(self) == 1 else png_bytes(self.sheet(), self.story)
+            alone = {**self.story, "index": str(self.first)}
+            data = png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.story)
             write_files([(path, data)])
             return [path]
-        names = [path / f"{i:05d}.png" for i in range(len(self))]
-        stories = [{**self.story, "label": label} for label in self.labels]
+        numbers = range(self.first, self.first + len(self))
+        names = [path / f"{i:05d}.png" for i in numbers]
+        stories = [{**self.story, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]
         write_files((name, png(image, story)) for name, image, story in zip(names, self.images, stories))
         return names
 

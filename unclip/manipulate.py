@@ -24,7 +24,7 @@ from .pca import PCA
 from .randomness import Noise
 from .results import Latent
 from .sources import ends, exact, opened
-from .types import Inversion, Sampling
+from .types import Inversion, Sampling, whole_number
 
 if TYPE_CHECKING:
     from .pipeline import Progress, UnCLIP
@@ -43,6 +43,7 @@ def invert(
     Pictures are laid on white, turned upright and cropped to a square, never squashed.  The decoder sees them at its own
     size: what `reconstruct` returns is the picture at that size, upsampled.
     """
+    _check(pipe, None, None, inversion)
     return opened(pipe, pictures, inversion, progress).latent
 
 
@@ -56,7 +57,8 @@ def reconstruct(
     progress: Progress | None = None,
 ) -> Edit:
     """The picture that a latent stands for."""
-    _check(pipe, size, None)
+    _check(pipe, size, None, inversion)
+    seed = whole_number("seed", seed)
     latent, given = opened(pipe, source, inversion, progress)
     labels = ["reconstruction"] * len(latent)
     return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, progress)
@@ -82,7 +84,8 @@ def vary(
     "fresh" draws another x_T and samples as the decoder does by default; what stays is what z_i tells, and nothing has to
     be inverted.  `guidance`: of the decoder, else the latent's own.  Picture k is number first + k of the seed.
     """
-    _check(pipe, size, guidance)
+    _check(pipe, size, guidance, inversion)
+    seed = whole_number("seed", seed)
     if n < 1 or first < 0:
         raise ValueError(f"n is {n} and first {first}: at least one variation, and numbers start at 0")
     if not 0 <= eta <= 1:
@@ -100,7 +103,7 @@ def vary(
     else:
         how = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
-    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, progress, noise=noise)
+    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, progress, noise, first)
 
 
 @torch.no_grad()
@@ -118,10 +121,11 @@ def interpolate(
     """A path through two or more pictures, `steps` from each to the next, ends included (unCLIP 3.2).
 
     z_i is slerped.  `x_t` "slerp": x_T is slerped too, and the sources are on the path; "fixed": one fresh x_T for all.
-    Sources may also be captions: a string that is no file, and does not look like one, is drawn first.  Captions do not
+    Sources may also be captions: a string that is no path, and does not look like one, is drawn first.  Captions do not
     condition the pictures on the way, z_i alone does.
     """
-    _check(pipe, size, guidance)
+    _check(pipe, size, guidance, inversion)
+    seed = whole_number("seed", seed)
     one_of("x_t", x_t, Way)
     if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence):
         sources = [sources]
@@ -164,11 +168,14 @@ def text_diff(
     shows, or a dummy such as "a photo", "" for CLIP's answer to nothing; None leaves z_t0 out.  The first picture is the
     reconstruction, unless `guidance` is given.
     """
-    _check(pipe, size, guidance)
+    _check(pipe, size, guidance, inversion)
+    seed = whole_number("seed", seed)
     if not 0 < theta <= 1:
         raise ValueError(f"theta is {theta}; it is the part of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
     if steps < 2:
         raise ValueError(f"steps is {steps}; from the picture to its edit there are at least two pictures")
+    if not isinstance(target, str) or not isinstance(source, (str, type(None))):
+        raise ValueError(f"the target is {target!r} and the source {source!r}: both are captions, and the source may be left out")
     if not target.strip():
         raise ValueError("the target caption is empty: say what the picture shall become")
     texts = normalize(pipe.clip.encode_text([target] if source is None else [target, source]).embed.float().cpu(), dim=-1)
@@ -202,6 +209,7 @@ def reconstruct_pca(
     pca: of the embeddings of a data set; None = the one that the pipeline came with.
     """
     _check(pipe, size, guidance)
+    seed = whole_number("seed", seed)
     pca = pca or pipe.pca
     if pca is None:
         raise ValueError("this pipeline came without principal components: give pca=PCA.fit(image embeddings of a data set)")
@@ -255,6 +263,7 @@ def _edit(
     size: int | None,
     progress: Progress | None,
     noise: Noise | None = None,
+    first: int = 0,
 ) -> Edit:
     """Decode and upsample.  Without noise of their own all pictures get the same, so that a series does not flicker."""
     noise = noise or Noise.of(seed, [0] * len(latent)).at(verb)
@@ -270,11 +279,14 @@ def _edit(
         columns=columns,
         sources=given,
         story={"edit": verb, "seed": str(seed), "model": pipe.name},
+        first=first,
     )
 
 
-def _check(pipe: UnCLIP, size: int | None, guidance: float | None) -> None:
+def _check(pipe: UnCLIP, size: int | None, guidance: float | None, inversion: object = None) -> None:
     """Refuse now what would be refused after an inversion."""
+    if not isinstance(inversion, (Inversion, type(None))):
+        raise ValueError(f"inversion is {inversion!r}; it must be an Inversion, for instance Inversion(steps=50), or None")
     pipe.stages(size)
     Sampling(guidance=1.0 if guidance is None else float(guidance))
 

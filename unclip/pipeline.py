@@ -20,7 +20,7 @@ from .config import Config
 from .offload import Offload
 from .randomness import Noise
 from .results import Generation, Latent
-from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move
+from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move, whole_number
 
 Progress = Callable[[str, int, int], None]  # (stage, pictures done, pictures in all)
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
@@ -163,12 +163,10 @@ class UnCLIP:
         (len(captions) * n, 3, size, size) in [-1, 1].
         """
         captions = _checked([captions] if isinstance(captions, str) else list(captions))
-        stages = self.stages(size)
-        settings = list(upsamplers) if upsamplers is not None else [None] * len(self.upsamplers)
+        stages, seed = self.stages(size), whole_number("seed", seed)
+        settings = self._settings(prior, decoder, upsamplers)
         if not captions or n < 1 or first < 0:
             raise ValueError(f"{len(captions)} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
-        if len(settings) != len(self.upsamplers):
-            raise ValueError(f"{len(settings)} settings for {len(self.upsamplers)} upsamplers; give one each (None = its own)")
         how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + len(captions) * n))
         report = progress or (lambda stage, done, total: None)
@@ -211,6 +209,21 @@ class UnCLIP:
         offered = Cond(image_embed, text)
         return Cond(**{name: getattr(offered, name) for name in self.decoder.takes})
 
+    def _settings(self, prior: Any, decoder: Any, upsamplers: Any) -> list[Sampling | None]:
+        """The upsamplers' settings, one each; ValueError for settings of a wrong kind."""
+        settings = [None] * len(self.upsamplers) if upsamplers is None else upsamplers
+        if not isinstance(settings, Sequence) or len(settings) != len(self.upsamplers):
+            told = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
+            raise ValueError(f"{told} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
+        asked: list[tuple[str, Any, type]] = [("decoder", decoder, Sampling), *(("upsamplers", s, Sampling) for s in settings)]
+        own = getattr(getattr(self.prior, "config", None), "sampling", None)
+        if own is not None:  # a prior from outside may be told in its own way
+            asked.append(("prior", prior, type(own)))
+        for name, given, kind in asked:
+            if not isinstance(given, (kind, Sampling, type(None))):
+                raise ValueError(f"{name}: {given!r} is no {kind.__name__}, which tells how this part samples (None = its own)")
+        return list(settings)
+
     invert = manipulate.invert
     reconstruct = manipulate.reconstruct
     vary = manipulate.vary
@@ -223,11 +236,26 @@ class UnCLIP:
         for rows in _chunks(len(noise), EMBEDDINGS_AT_ONCE):
             some = text.rows(rows)
             drawn = self.prior.sample(some, noise=noise[rows], n=self.candidates, sampling=sampling)
+            self._check_drawn(drawn, len(some.strings))
             # Without a caption there is nothing to be near to: the first draw is the unconditional one.
             nearest, blank = best_of(drawn, some.embed), some.blank.to(drawn.device)
             kept.append(torch.where(blank[:, None], drawn[:, 0], nearest).float().cpu())
             report("prior", rows.stop, len(noise))
         return torch.cat(kept)
+
+    def _check_drawn(self, drawn: Any, count: int) -> None:
+        """ValueError, where the prior is known, rather than a grey picture or a decoder that speaks of another CLIP."""
+        expected = (count, self.candidates, self.clip.embed_dim)
+        if not isinstance(drawn, Tensor):
+            wrong = f"of type {type(drawn).__name__}"
+        elif drawn.shape != expected:
+            wrong = f"of shape {tuple(drawn.shape)}"
+        else:
+            broken = int((~drawn.isfinite()).sum())
+            wrong = f"of which {broken} numbers are NaN or infinite" if broken else ""
+        if wrong:
+            name = type(self.prior).__name__
+            raise ValueError(f"{name}.sample drew embeddings {wrong}; expected (captions, n, d) = {expected}, all finite")
 
     def _decode(self, latent: Latent, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
         pictures = []
@@ -272,7 +300,7 @@ class UnCLIP:
         if size is None:
             return self.sizes
         if size not in self.sizes:
-            raise ValueError(f"size is {size}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
+            raise ValueError(f"size is {size!r}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
         return self.sizes[: self.sizes.index(size) + 1]
 
     def models(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from .types import Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMAT = "unclip-latent-2"
+FORMAT = "unclip-latent-3"
 
 
 class About(Config, frozen=True, kw_only=True):
@@ -94,8 +94,10 @@ class Latent:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path} is a safetensors file but no latent (format {metadata.get('format')!r})")
+                if (written := metadata.get("format")) != FORMAT:
+                    if str(written).startswith(FORMAT[:-1]):
+                        raise ValueError(f"{path} was written by an earlier version ({written}): invert the picture again")
+                    raise ValueError(f"{path} is a safetensors file but no latent (format {written!r})")
                 about = About.from_json(metadata.get("about", ""), source=str(path))
                 # Cloned, so that the file may be replaced or removed while the latent lives.
                 image_embed, x_t = file.get_tensor("image_embed").clone(), file.get_tensor("x_t").clone()

@@ -55,7 +55,7 @@ def ends(
 ) -> tuple[list[Latent], Tensor | None]:
     """The latents that an interpolation goes through.  `mixed`: their x_T will be, so all must be drawn in the same way.
 
-    A string that is no file, and does not look like one, is a caption and drawn first.  All sources are read before any is
+    A string that is no path, and does not look like one, is a caption and drawn first.  All sources are read before any is
     drawn, and what has to be inverted is inverted together.
     """
     read = [source if _is_caption(source) else _given(pipe, source) for source in sources]
@@ -195,12 +195,16 @@ def _is_latent_file(source: str | Path) -> bool:
 
 
 def _is_caption(source: object) -> TypeGuard[str]:
-    """A string that is no path and no word that ends like a file: a typing error in a path must not become a caption."""
+    """A string that is no path and does not end like a file: a typing error in a path must not become a caption."""
+    from PIL import Image
+
     if not isinstance(source, str):
         return False
-    suffix = Path(source).suffix
-    ends_like_a_file = 1 < len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal()
+    suffix = Path(source).suffix.lower()
+    known = _is_latent_file(source) or suffix in Image.registered_extensions()
+    # The ending may be mistyped too, but "e.g" has one as well, and so has a sentence.
+    ends_like_a_file = 2 < len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal() and " " not in source
     try:
-        return not (Path(source).is_file() or _is_latent_file(source) or (ends_like_a_file and " " not in source))
+        return not (known or ends_like_a_file or (source and Path(source).exists()))  # "" is a caption, and the folder "."
     except OSError:  # longer than a path can be
         return True

@@ -7,6 +7,8 @@ masks are True where there is something real.
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args, runtime_checkable
 
@@ -103,7 +105,7 @@ class Sampling(Config, frozen=True, kw_only=True):
         for name, allowed in words.items():  # values made in Python meet no JSON reader that would check them
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
-        if isinstance(self.steps, (bool, float)) or (isinstance(self.steps, int) and self.steps < 1):
+        if not _are_steps(self.steps, 1):
             raise ValueError(f"steps is {self.steps}; it must be a whole number of at least 1, sections or a list of timesteps")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
@@ -111,11 +113,11 @@ class Sampling(Config, frozen=True, kw_only=True):
             raise ValueError(f"eta is {self.eta}; it must be at least 0 (0 = deterministic, 1 = as noisy as ddpm)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, but only the sampler 'ddim' has one; the sampler is {self.sampler!r}")
-        if isinstance(self.threshold, str) and self.threshold != "static":
-            raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile or None")
-        if isinstance(self.threshold, (int, float)) and not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; the quantile of dynamic thresholding lies in (0, 1]")
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+        quantile = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool) and 0 < self.threshold <= 1
+        if self.threshold not in (None, "static") and not quantile:
+            raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile in (0, 1] or None")
+        pair = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
+        if self.interval is not None and not (pair and 0 <= self.interval[0] < self.interval[1]):
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
 
 
@@ -131,16 +133,21 @@ class Inversion(Config, frozen=True, kw_only=True):
     lowest: int = 20
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, (bool, float)) or (isinstance(self.steps, int) and self.steps < 2):
+        if not _are_steps(self.steps, 2):
             raise ValueError(f"steps is {self.steps}; an inversion takes a whole number of at least 2, sections or a list")
-        if self.refine < 0:
-            raise ValueError(f"refine is {self.refine}; it must be at least 0 (0 = plain inversion)")
-        if self.lowest < 1:
+        if not isinstance(self.refine, int) or self.refine < 0:
+            raise ValueError(f"refine is {self.refine}; it must be at least 0, a whole number (0 = plain inversion)")
+        if not isinstance(self.lowest, int) or self.lowest < 1:
             raise ValueError(f"lowest is {self.lowest}; it is the timestep that the picture is read at, at least 1")
 
     def timesteps(self, listed: Sequence[int]) -> tuple[int, ...]:
         """Of the schedule's listed timesteps those above `lowest`, then `lowest` itself, descending."""
         return (*(t for t in listed if t > self.lowest), self.lowest)
+
+
+def _are_steps(steps: object, least: int) -> bool:
+    """Of the kinds that there are; what they say is the schedule's business."""
+    return isinstance(steps, (str, tuple, list)) or (isinstance(steps, int) and not isinstance(steps, bool) and steps >= least)
 
 
 @runtime_checkable
@@ -209,14 +216,34 @@ class Upsampler(Protocol):
 
 
 def keep_contract(part: object, contract: type) -> None:
-    """ValueError unless the part has what the contract asks for."""
+    """ValueError unless the part has what the contract asks for, and its methods can be called as the contract's are."""
     methods = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
     lacks = [name for name in (*contract.__annotations__, *methods) if not hasattr(part, name)]
     if isinstance(part, type):
         raise ValueError(f"a part is an object, not the class {part.__name__} itself")
+    told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
     if lacks:
-        told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
         raise ValueError(f"{told}: it lacks {', '.join(lacks)}")
+    for name in methods:
+        asked = list(inspect.signature(vars(contract)[name]).parameters.values())[1:]  # without self
+        try:
+            own = inspect.signature(getattr(part, name))
+        except (TypeError, ValueError):  # written in another language: nothing is known of it
+            continue
+        by_name = {p.name: None for p in asked if p.kind is p.KEYWORD_ONLY}
+        try:
+            own.bind(*asked[: len(asked) - len(by_name)], **by_name)
+        except TypeError as error:
+            is_, must = (f"{name}({', '.join(p.name for p in some)})" for some in (own.parameters.values(), asked))
+            raise ValueError(f"{told}: it has {is_} where it must have {must}: {error}") from None
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A whole number of any library as Python's own; ValueError for anything else."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
 
 
 class Task(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unclip.checkpoint import Part
 from unclip.config import Config
+from unclip.data.pictures import check_range
 from unclip.diffusion.denoiser import Denoiser, Norm, Predicts, Weighting
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
@@ -152,6 +153,7 @@ def _refuse(cond: Cond | None) -> None:
 def _check_images(images: Tensor, noise: Noise, name: str) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape:
         raise ValueError(f"{name} must be float (b, 3, h, w) in [-1, 1]; got {images.dtype} {tuple(images.shape)}")
+    check_range(images)
     noise.check(len(images), "pictures")
 
 

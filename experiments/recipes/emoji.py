@@ -151,15 +151,17 @@ def prior() -> PriorRecipe:
 class ARPriorRecipe(Recipe, frozen=True, kw_only=True):
     model: ARPriorConfig  # a share of the variance becomes a number of components when the recipe is built
     split: Literal["train", "all"] = "train"
+    wording: float = 0.0  # as in `PriorRecipe`
+    clip: str | None = None
 
     def build(self) -> tuple[Task, EmojiData]:
-        data = EmojiData(self.split, 64, embeddings=embeddings_path())
+        data = EmojiData(self.split, 64, embeddings=embeddings_path(), wording=self.wording)
         found = data.embeddings
         assert found is not None and found.text is not None
         config = self.model.resolve(found.image_embed)
         model = self.fresh(lambda: ARPrior(config))
         model.fit(found.image_embed, found.text.embed)
-        return PriorTask(model), data
+        return PriorTask(model, reader(self.clip)), data
 
 
 def ar_prior() -> ARPriorRecipe:

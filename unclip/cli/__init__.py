@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,4 +55,18 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
+    # Not where Ctrl-C is ignored, as in the background of a script, or already somebody's business.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     app()
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C as ever, but while a module is imported: libraries swallow the exception there, so it ends the process plainly."""
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib."):
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        at = at.f_back
+    signal.default_int_handler(number, frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -49,6 +49,7 @@ def vary(
     with Errors():
         if fresh:
             _refuse("with --fresh", {"--eta": eta, "--inversion-steps": inversion_steps, "--refine": refine})
+        _refuse_inversion([image], inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source, eta = read_source(image), 1.0 if eta is None else eta
         if fresh:
@@ -93,6 +94,7 @@ def interpolate(
             raise ValueError(f"--x-t {x_t!r} not understood: write slerp or fixed")
         if x_t == "fixed":
             _refuse("with --x-t fixed", {"--inversion-steps": inversion_steps, "--refine": refine})
+        _refuse_inversion(sources, inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         given = [read_source(source) for source in sources]
         latents = [source for source in given if not isinstance(source, str)]
@@ -133,6 +135,7 @@ def diff(
 ) -> None:
     """Turn a picture towards what one caption says and another does not."""
     with Errors():
+        _refuse_inversion([image], inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         picture = read_source(image)
         with job.bars(len(job.way(picture)) - 1) as bars:
@@ -171,6 +174,7 @@ def reconstruct(
             _refuse("without --pca", {"--guidance": guidance})
         else:
             _refuse("with --pca", {"--inversion-steps": inversion_steps, "--refine": refine})
+        _refuse_inversion([image], inversion_steps, refine)
         components = None if pca is None else _numbers(pca)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source = read_source(image)
@@ -211,6 +215,11 @@ def _numbers(text: str) -> list[int]:
     if not all(word.isdecimal() for word in words):
         raise ValueError(f"--pca {text!r} not understood: write numbers of components, for instance 20,40,80")
     return [int(word) for word in words]
+
+
+def _refuse_inversion(sources: Sequence[str | Path], steps: int | None, refine: int | None) -> None:
+    if all(map(is_latent, sources)):
+        _refuse("where a latent is given, which is inverted already", {"--inversion-steps": steps, "--refine": refine})
 
 
 def _refuse(where: str, options: Mapping[str, object]) -> None:

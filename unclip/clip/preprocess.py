@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.data.pictures import load_picture
+from unclip.data.pictures import check_range, load_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +31,7 @@ def fit_square(
     images: Float[Tensor, "b 3 h w"], size: int, resize: Resize = "crop", interpolation: Interpolation = "bicubic"
 ) -> Float[Tensor, "b 3 s s"]:
     """Images in [-1, 1] to (b, 3, size, size) in [-1, 1]; a picture that has the size already is returned untouched."""
-    check_images(images)
+    _check_shape(images)
     h, w = images.shape[-2:]
     if (h, w) == (size, size):
         return images
@@ -57,6 +57,7 @@ def stack_pictures(
 ) -> Float[Tensor, "b 3 s s"]:
     """A batch of images, one picture, or a list of pictures of different sizes, as one batch of squares in [-1, 1]."""
     if isinstance(pictures, Tensor) and pictures.ndim == 4:
+        check_images(pictures)
         return fit_square(pictures, size, resize, interpolation)
     many = list(pictures) if isinstance(pictures, Sequence) and not isinstance(pictures, str) else [pictures]
     if not many:
@@ -65,7 +66,12 @@ def stack_pictures(
 
 
 def check_images(images: Tensor) -> None:
-    """ValueError unless images are float (b, 3, h, w) with at least one pixel."""
+    """ValueError unless images are float (b, 3, h, w) with at least one pixel, and in [-1, 1]."""
+    _check_shape(images)
+    check_range(images)
+
+
+def _check_shape(images: Any) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"expected images (b, 3, h, w) in [-1, 1], given {given}; see CLIP.preprocess")

@@ -18,6 +18,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 2 Gi
 MAX_DATA_PIXELS = MAX_PIXELS // 2  # of one among many, of which several are decoded at once: 1.6 GiB at most
 MAX_BYTES = 2**30  # of a file: no picture of so few pixels needs more
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SLACK = 0.25  # of the range of pixels: a little overshoot is what resizing leaves
 # What these suffixes stand for.  Others stay closed to files of unknown origin: Pillow hands PostScript to Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 
@@ -76,11 +77,11 @@ def _decode(picture: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
         raise ValueError(f"{name} has no pixels: its size is {width} x {height}")
     try:
         picture.load()
+        # Some versions of Pillow open 16-bit grey files in the mode of 32 bits, which alone tells nothing of the range.
+        deep = picture.mode.startswith("I;") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
-            deep = np.asarray(picture, dtype=np.float32)
-            grey = torch.from_numpy(deep / (65535 / 2) - 1).clamp(-1, 1)
-            return grey.expand(3, -1, -1).contiguous()
+        if picture.mode[0] in "IF":
+            return _grey(picture, (65535,) if deep else {"I": (255, 65535), "F": (1, 255)}[picture.mode])
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             # Premultiplied modes first go back to the plain ones, which is all that Pillow converts them to.
             plain = {"La": "LA"}.get(picture.mode)
@@ -96,6 +97,34 @@ def _decode(picture: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(planes)
 
 
+def _grey(picture: Image.Image, whites: tuple[int, ...]) -> Tensor:
+    """Grey numbers, which Pillow's own conversion would clip, as (3, h, w); white is the first of `whites` that they fit."""
+    grey = np.asarray(picture, dtype=np.float32)
+    low, high = float(grey.min()), float(grey.max())
+    white = next((w for w in whites if high <= (1 + SLACK) * w), 0)
+    if not (white and low >= -SLACK * white):
+        ranges = " or ".join(f"0 to {w}" for w in whites)
+        raise ValueError(f"its mode is {picture.mode} and its numbers go from {low:g} to {high:g}, not from {ranges}")
+    return torch.from_numpy(grey / (white / 2) - 1).clamp(-1, 1).expand(3, -1, -1).contiguous()
+
+
+def check_range(images: Tensor) -> None:
+    """ValueError for pictures that are not in [-1, 1].  NaN passes: the training loop tells what it comes from.
+
+    Where gradients are wanted no accelerator is waited for.  Tensors that stand for numbers only (a plan's) have none.
+    """
+    waits = images.device.type != "cpu" and torch.is_grad_enabled()
+    if type(images) is Tensor and not images.is_meta and not waits and images.numel():
+        _refuse_range(*images.detach().aminmax())
+
+
+def _refuse_range(low: Tensor, high: Tensor) -> None:
+    if low < -1 - 2 * SLACK or high > 1 + 2 * SLACK:
+        raise ValueError(
+            f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1"
+        )
+
+
 def _checked(image: Tensor) -> Tensor:
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ValueError(f"expected a picture tensor (3, h, w), given {tuple(image.shape)}")
@@ -104,9 +133,7 @@ def _checked(image: Tensor) -> Tensor:
     if not image.is_floating_point():
         raise ValueError(f"expected a float picture in [-1, 1] or uint8, given {image.dtype}")
     low, high = image.detach().aminmax()
-    # A little overshoot is what resizing leaves; NaN fails both comparisons.
-    if not (low >= -1.5 and high <= 1.5):
-        raise ValueError(
-            f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1"
-        )
+    if low.isnan():
+        raise ValueError("expected a picture in [-1, 1], given one with values that are NaN")
+    _refuse_range(low, high)
     return image
