@@ -26,7 +26,7 @@ from experiments.emoji.measure import Numbers, Subject
 from experiments.emoji.measure import by_hash as by_hash
 from unclip.results import write_files
 
-SECTIONS = ("clip", "prior", "pictures", "diversity", "upsamplers", "full_size", "tiles", "cost")
+SECTIONS = ("clip", "prior", "pictures", "wording", "diversity", "upsamplers", "full_size", "tiles", "cost")
 BLOCKS = {"train": "trained captions", "heldout": "held-out captions", "all": "the command"}
 
 
@@ -39,6 +39,7 @@ def evaluate(subject: Subject, options: argparse.Namespace) -> dict[str, Numbers
             "clip": lambda: measure.retrieval(subject.embeddings, subject.members[split], subject.twins),  # noqa: B023
             "prior": lambda: measure.prior_cosines(subject, rows),  # noqa: B023
             "pictures": lambda: measure.pictures(subject, split, rows),  # noqa: B023
+            "wording": lambda: measure.other_words(subject, rows),  # noqa: B023
             "diversity": lambda: measure.diversity(subject, rows[: options.captions], options.draws),  # noqa: B023
         }
         if split == "heldout":

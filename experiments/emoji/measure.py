@@ -38,6 +38,10 @@ from unclip.randomness import Noise
 from unclip.types import Cond, best_of
 
 Numbers = dict[str, Interval]
+UNSEEN = (
+    "could you paint a {} for me", "an elegant {}", "{} made of wood", "sketch of one {} with clouds behind", "{}, watercolor",
+    "an illustration showing a {}", "gigantic {} standing alone", "{} and sunshine",
+)  # fmt: skip
 CHUNK = 25  # captions drawn between two steps of a progress bar
 
 
@@ -172,6 +176,25 @@ def pictures(subject: Subject, split: str, rows: Sequence[int]) -> Numbers:
         found |= judged(subject, subject.images[others], rows, "true pictures of other captions")
     real = judged(subject, subject.images[list(rows)], rows, "true pictures")
     return found | {name: value for name, value in real.items() if name.endswith("CLIP score")}
+
+
+@torch.no_grad()
+def other_words(subject: Subject, rows: Sequence[int]) -> Numbers:
+    """What is left of CLIP, prior and chain when people do not know the captions: words around them that no training had."""
+    pipe, embeddings = subject.pipe, subject.embeddings
+    said = [UNSEEN[i % len(UNSEEN)].format(caption) for i, caption in enumerate(subject.captions(rows))]
+    text, true = pipe.clip.encode_text(said), embeddings.image_embed[list(rows)]
+    scores = normalize(text.embed, dim=-1) @ normalize(embeddings.image_embed, dim=-1).T
+    rank = ranks(scores, torch.tensor(rows), subject.twins)
+    found = {f"in other words, CLIP, text to image, top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}
+    noise = Noise.of(subject.seed, range(len(rows))).at("prior")
+    drawn = best_of(pipe.prior.sample(text, noise=noise, n=pipe.candidates), text.embed)
+    found["in other words, prior, cosine to the true embedding"] = interval(torch.cosine_similarity(drawn, true, dim=-1))
+    size, images = pipe.decoder.image_size, []
+    for start, part in _chunks(range(len(rows)), "other words"):
+        made = pipe.generate([said[i] for i in part], seed=subject.seed, first=start, size=size)
+        images.append(made.images)
+    return found | recognised(subject, torch.cat(images), rows, "in other words, full chain")
 
 
 def diversity(subject: Subject, rows: Sequence[int], draws: int) -> Numbers:
