@@ -154,6 +154,13 @@ def test_info(folder: Path) -> None:
     assert lines[7:] == ["  data: random numbers", "  stages:", "    clip:", "      steps: 0"]
 
 
+def test_info_tells_every_sitting_on_its_line(tmp_path: Path) -> None:
+    sittings = [{"step": 5, "settings": {}}, {"step": 7, "settings": {"train.lr": 0.1, "balance": 0.5}}]
+    tiny.pipeline(provenance={"stages": {"clip": {"sittings": sittings}}}).save_pretrained(tmp_path / "m")
+    lines = call("info", tmp_path / "m").stdout.splitlines()
+    assert lines[-3:] == ["      sittings:", "      - step 5", "      - step 7, settings (train.lr 0.1, balance 0.5)"]
+
+
 def ar_prior(**changes: Any) -> ARPrior:
     network = ARNetworkConfig(
         transformer=TransformerConfig(width=16, layers=1, heads=2),

@@ -38,6 +38,7 @@ from unclip.training import load_ema, read_log
 STAGES = ("clip", "wording", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
 PARENTS = {"wording": "clip", "upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
 
+WEIGHTLESS = ("train.log_every", "train.sample_every", "train.save_every", "train.keep", "model.sampling", "clip")
 TOLD = ("step", "samples", "loss", "seconds")  # of a run's last line
 
 
@@ -112,14 +113,19 @@ def provenance(runs: Path) -> dict[str, Any]:
 
 
 def unlike(told: dict[str, Any], recipe: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """What a run was told otherwise than the recipe says now, by the names of settings: {"train.lr": 0.0005}."""
+    """What a run was told otherwise than the recipe says now, by the names of settings: {"train.lr": 0.0005}.
+
+    Left out is what makes no other weights.
+    """
     found: dict[str, Any] = {}
     for name, value in told.items():
-        own = recipe.get(name)
+        own, path = recipe.get(name), f"{above}{name}"
+        if path in WEIGHTLESS:
+            continue
         if isinstance(value, dict) and isinstance(own, dict):
-            found |= unlike(value, own, f"{above}{name}.")
+            found |= unlike(value, own, f"{path}.")
         elif value != own:
-            found[f"{above}{name}"] = value
+            found[path] = value
     return found
 
 

@@ -102,5 +102,14 @@ def _echo_tree(tree: Mapping[str, Any], indent: int = 2) -> None:
         if isinstance(value, Mapping):
             typer.echo(f"{' ' * indent}{key}:")
             _echo_tree(value, indent + 2)
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            typer.echo(f"{' ' * indent}{key}:")
+            for one in value:
+                typer.echo(f"{' ' * indent}- {_line(one)}")
         else:
             typer.echo(f"{' ' * indent}{key}: {value}")
+
+
+def _line(tree: Mapping[str, Any]) -> str:
+    told = {key: f"({_line(value)})" if isinstance(value, Mapping) else value for key, value in tree.items() if value != {}}
+    return ", ".join(f"{key} {value}" for key, value in told.items())
