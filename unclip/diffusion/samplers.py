@@ -19,6 +19,9 @@ from unclip.types import Denoise, Prediction, Sampling
 from .schedule import NoiseSchedule, spaced
 from .variance import Variance, named
 
+# Evenly spread timesteps grow by no more than 5 from step to step, at the borders of sections by a hundred.
+STEEPEST = 8.0
+
 
 def ddpm(
     denoise: Denoise,
@@ -92,7 +95,11 @@ def ddim_invert(
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int]) -> Tensor:
-    """DPM-Solver++(2M): second-order multistep in lambda = log(alpha / sigma), data prediction (Lu et al. 2022, Alg. 2)."""
+    """DPM-Solver++(2M): second-order multistep in lambda = log(alpha / sigma), data prediction (Lu et al. 2022, Alg. 2).
+
+    A step more than `STEEPEST` times as long as the one before is of first order: what a network says otherwise over a tiny step
+    is mostly error, which extrapolation would multiply.
+    """
     before: tuple[Tensor, float] | None = None  # x0 and step length of the step before
     for t, s in pairwise(timesteps):
         x0 = _with_score(denoise(x, _batch(t, x)), x, schedule, t).x0
@@ -101,7 +108,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, timesteps: Se
         alpha_s, sigma_s = float(schedule.alpha[s]), float(schedule.sigma[s])
         h = math.log(alpha_s / sigma_s) - math.log(float(schedule.alpha[t] / schedule.sigma[t]))
         slope = x0
-        if before is not None:
+        if before is not None and h <= STEEPEST * before[1]:
             last, h_last = before
             slope = x0 + (h / (2 * h_last)) * (x0 - last)
         x = sigma_s / float(schedule.sigma[t]) * x - alpha_s * math.expm1(-h) * slope
