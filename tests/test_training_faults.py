@@ -196,9 +196,15 @@ for kill in range(kills):
     if kill % 2:
         time.sleep(rng.uniform(0, 0.03))
     else:
-        while not any(state.glob(".writing-*/*")):
+        while True:  # stopped, so that it is in the middle of writing however busy the machine is
             assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the child ended by itself"
-        time.sleep(rng.uniform(0, 0.002))
+            if any(state.glob(".writing-*/*")):
+                time.sleep(rng.uniform(0, 0.002))
+                os.kill(pid, signal.SIGSTOP)
+                assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), "the child ended by itself"
+                if any(state.glob(".writing-*")):
+                    break
+                os.kill(pid, signal.SIGCONT)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     writing += any(state.glob(".writing-*"))
