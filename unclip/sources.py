@@ -127,12 +127,12 @@ def _drawn(
     """Captions become drawings.  Their latents are known, unless x_T is mixed with one found or drawn in another way: then they
     are pictures like others."""
     captions = [source for source in read if isinstance(source, str)]
+    others = [source for source in read if not isinstance(source, str)]
     if not captions:
-        return [source for source in read if not isinstance(source, str)]
+        return others
     made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], progress=progress)
     drawn = Opened(replace(made.latent, captions=("",) * len(captions)), made.images)
     how = exact(made.latent.sampling)
-    others = [source for source in read if not isinstance(source, str)]
     as_pictures = mixed and any(isinstance(one, list) or exact(one.latent.sampling) != how for one in others)
     found: list[list[Tensor] | Opened] = []
     k = 0

@@ -35,7 +35,7 @@ from unclip.metrics import (
 )
 from unclip.pipeline import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Cond, best_of
+from unclip.types import Cond, Text, best_of
 
 Numbers = dict[str, Interval]
 UNSEEN = (
@@ -93,7 +93,11 @@ def by_hash(keys: Sequence[str], captions: Sequence[str], n: int) -> list[int]:
 def retrieval(embeddings: Embeddings, rows: Sequence[int], groups: Int[Tensor, " m"]) -> Numbers:
     """Text to image over all pictures, for the captions `rows`; equal pictures count as one."""
     assert embeddings.text is not None
-    scores = normalize(embeddings.text.embed[list(rows)], dim=-1) @ normalize(embeddings.image_embed, dim=-1).T
+    return _retrieved(embeddings.text.embed[list(rows)], embeddings, rows, groups)
+
+
+def _retrieved(text: Float[Tensor, "n d"], embeddings: Embeddings, rows: Sequence[int], groups: Int[Tensor, " m"]) -> Numbers:
+    scores = normalize(text, dim=-1) @ normalize(embeddings.image_embed, dim=-1).T
     rank = ranks(scores, torch.tensor(rows), groups)
     return {f"CLIP, text to image, top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}
 
@@ -105,8 +109,7 @@ def prior_cosines(subject: Subject, rows: Sequence[int]) -> Numbers:
     assert embeddings.text is not None
     text = pipe.clip.encode_text(subject.captions(rows))
     true, mean = embeddings.image_embed[list(rows)], embeddings.image_embed[subject.members["train"]].mean(0, keepdim=True)
-    noise = Noise.of(subject.seed, range(len(rows))).at("prior")  # the chain's own
-    drawn = best_of(pipe.prior.sample(text, noise=noise, n=pipe.candidates), text.embed)
+    drawn = _embeddings(subject, text)
     compared = {
         "prior, cosine to the true embedding": drawn,
         "  another caption's draw": drawn.roll(1, dims=0),
@@ -114,6 +117,12 @@ def prior_cosines(subject: Subject, rows: Sequence[int]) -> Numbers:
         "  the mean embedding": mean.expand_as(true),
     }
     return {name: interval(torch.cosine_similarity(x, true, dim=-1)) for name, x in compared.items()}
+
+
+def _embeddings(subject: Subject, text: Text) -> Float[Tensor, "n d"]:
+    """What the chain's prior draws, from the chain's own noise."""
+    pipe, noise = subject.pipe, Noise.of(subject.seed, range(len(text.strings))).at("prior")
+    return best_of(pipe.prior.sample(text, noise=noise, n=pipe.candidates), text.embed)
 
 
 @torch.no_grad()
@@ -184,12 +193,10 @@ def other_words(subject: Subject, rows: Sequence[int]) -> Numbers:
     pipe, embeddings = subject.pipe, subject.embeddings
     said = [UNSEEN[i % len(UNSEEN)].format(caption) for i, caption in enumerate(subject.captions(rows))]
     text, true = pipe.clip.encode_text(said), embeddings.image_embed[list(rows)]
-    scores = normalize(text.embed, dim=-1) @ normalize(embeddings.image_embed, dim=-1).T
-    rank = ranks(scores, torch.tensor(rows), subject.twins)
-    found = {f"in other words, CLIP, text to image, top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}
-    noise = Noise.of(subject.seed, range(len(rows))).at("prior")
-    drawn = best_of(pipe.prior.sample(text, noise=noise, n=pipe.candidates), text.embed)
-    found["in other words, prior, cosine to the true embedding"] = interval(torch.cosine_similarity(drawn, true, dim=-1))
+    retrieved = _retrieved(text.embed, embeddings, rows, subject.twins)
+    found = {f"in other words, {name}": value for name, value in retrieved.items()}
+    cosine = torch.cosine_similarity(_embeddings(subject, text), true, dim=-1)
+    found["in other words, prior, cosine to the true embedding"] = interval(cosine)
     size, images = pipe.decoder.image_size, []
     for start, part in _chunks(range(len(rows)), "other words"):
         made = pipe.generate([said[i] for i in part], seed=subject.seed, first=start, size=size)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from unclip.config import Config
 
+LINEAR, SCALED_LINEAR = (1e-4, 0.02), (0.00085, 0.012)  # first and last beta at T = 1000: DDPM's, latent diffusion's
+
 
 class ScheduleConfig(Config, frozen=True, kw_only=True):
     name: Literal["cosine", "linear", "scaled_linear"] = "cosine"
@@ -32,8 +34,8 @@ class ScheduleConfig(Config, frozen=True, kw_only=True):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """The first and the last at T = 1000: as given, else those of latent diffusion (scaled_linear) or of DDPM."""
-        start, end = (0.00085, 0.012) if self.name == "scaled_linear" else (1e-4, 0.02)
+        """The first and the last at T = 1000: as given, else the published ones."""
+        start, end = SCALED_LINEAR if self.name == "scaled_linear" else LINEAR
         return (start if self.start is None else self.start, end if self.end is None else self.end)
 
     def build(self) -> NoiseSchedule:
@@ -80,12 +82,12 @@ class NoiseSchedule:
         return cls.from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
 
     @classmethod
-    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> NoiseSchedule:
+    def linear(cls, T: int = 1000, start: float = LINEAR[0], end: float = LINEAR[1]) -> NoiseSchedule:
         """Betas on a line; the ends are scaled by 1000 / T so that the noise at T stays the same (ADM)."""
         return cls.from_betas(np.linspace(start * 1000 / T, end * 1000 / T, T))
 
     @classmethod
-    def scaled_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> NoiseSchedule:
+    def scaled_linear(cls, T: int = 1000, start: float = SCALED_LINEAR[0], end: float = SCALED_LINEAR[1]) -> NoiseSchedule:
         """Square roots of the betas on a line (latent diffusion)."""
         return cls.from_betas(np.linspace((start * 1000 / T) ** 0.5, (end * 1000 / T) ** 0.5, T) ** 2)
 
