@@ -99,8 +99,8 @@ def trace(options: list[str], png: Path) -> None:
         import prior  # noqa: F401
         import unclip.clip  # noqa: F401
         import upsamplers  # noqa: F401
-        from unclip.pipeline import UnCLIP
-        from unclip.results import Generation
+        from unclip.pipelines.generation import Generation
+        from unclip.pipelines.unclip import UnCLIP
 
         mark("import unclip, prior, ...")
         generate, save = UnCLIP.generate, Generation.save

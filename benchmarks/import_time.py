@@ -20,7 +20,7 @@ STATEMENTS = (
     "import unclip",
     "import unclip.cli",
     "import torch",
-    "import torch, unclip.pipeline, unclip.clip, prior, decoder, upsamplers",
+    "import torch, unclip.pipelines.unclip, unclip.clip, prior, decoder, upsamplers",
     "import torch, torchvision",
     "import torch, open_clip",
 )

@@ -282,7 +282,7 @@ def hold_all(system: str, size: Size, dtype: torch.dtype) -> dict[str, Any]:
             made.step()
         return {"peak": memory()}
     from unclip.offload import Offload
-    from unclip.pipeline import UnCLIP
+    from unclip.pipelines.unclip import UnCLIP
     from unclip.types import Sampling
 
     keeper = Offload() if system == "offload" else None

@@ -1,7 +1,7 @@
 """One guided step of a full-size prior, cached against uncached: `python benchmarks/prior_step.py`.
 
 Random weights, one caption that fills the context, float32.  Medians.  "BLAS" computes every layer by F.linear, "oneDNN"
-as unclip.nn.linear does.  GB/s: the transformer's weights, each read once, over the time of a step.
+as unclip.nn.cpu.linear does.  GB/s: the transformer's weights, each read once, over the time of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import header, median  # noqa: E402
 from prior import PriorNetwork, PriorNetworkConfig  # noqa: E402
-from unclip.nn.linear import Linear  # noqa: E402
+from unclip.nn.cpu.linear import Linear  # noqa: E402
 from unclip.nn.transformer import TransformerConfig  # noqa: E402
 from unclip.types import Text, tree_map  # noqa: E402
 

@@ -93,7 +93,7 @@ def build(case: Case) -> Step:
 
 def gflop(step: Step) -> float:
     """Products and convolutions of a step, a multiplication with its addition as two."""
-    # Under autograd unclip.nn.linear uses the operators that the counter knows.
+    # Under autograd unclip.nn.cpu.linear uses the operators that the counter knows.
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         step()
     return counter.get_total_flops() / 1e9

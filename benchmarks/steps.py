@@ -25,7 +25,8 @@ from benchmarks.machine import header  # noqa: E402
 from experiments.emoji import judge as judges  # noqa: E402
 from experiments.emoji import measure, measure_upsamplers  # noqa: E402
 from experiments.emoji.measure import Numbers, Subject  # noqa: E402
-from unclip.metrics import Interval, eight_bit, interval, psnr, sharpness  # noqa: E402
+from unclip.images import eight_bit  # noqa: E402
+from unclip.metrics import Interval, interval, psnr, sharpness
 from unclip.randomness import Noise  # noqa: E402
 from unclip.types import Cond, Sampling, best_of  # noqa: E402
 

@@ -18,8 +18,9 @@ from experiments.emoji.measure_parts import Ground, rms
 from experiments.priors.curves import embeddings_quality
 from unclip.checkpoint import fingerprint
 from unclip.data.embeddings import precompute
-from unclip.metrics import eight_bit, recall_at
-from unclip.pipeline import UnCLIP
+from unclip.images import eight_bit
+from unclip.metrics import recall_at
+from unclip.pipelines.unclip import UnCLIP
 
 SYNTHETIC = 256  # rows of made-up data for speed
 

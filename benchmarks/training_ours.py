@@ -31,7 +31,8 @@ from experiments.recipes import find  # noqa: E402
 from prior import DiffusionPrior, PriorTask  # noqa: E402
 from unclip.randomness import Noise  # noqa: E402
 from unclip.training import TrainConfig, load_ema, train  # noqa: E402
-from unclip.types import Batch, Cond, Task, Text, best_of  # noqa: E402
+from unclip.training.task import Task  # noqa: E402
+from unclip.types import Batch, Cond, Text, best_of  # noqa: E402
 
 FIRST = 6  # steps that tell what a step takes, and so how many there will be
 AIM = 0.99  # part of the time to plan for; at its end the training is stopped

@@ -29,7 +29,7 @@ class Results:
         return job.name in self.record and self.record[job.name]["spec"] == json.loads(json.dumps(job.spec))
 
     def add(self, job: Job, found: dict[str, Any], measured: dict[str, Any] | None) -> None:
-        from unclip.results import write_files
+        from unclip.files import write_files
 
         self.record[job.name] = {"spec": json.loads(json.dumps(job.spec)), "found": found}
         if measured is not None:

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
-from unclip.examined import losses, mean_losses, partner_texts, partners
 from unclip.randomness import Noise
-from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Sampling, Task, require
+from unclip.training.evaluation import losses, mean_losses, partner_texts, partners
+from unclip.training.task import Task, require
+from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Sampling
 
 from .decoder import Decoder
 

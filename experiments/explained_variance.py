@@ -26,7 +26,7 @@ from experiments.plots import axes, png  # noqa: E402
 from experiments.priors import material  # noqa: E402
 from unclip.clip import CLIP  # noqa: E402
 from unclip.data.embeddings import Embeddings, precompute  # noqa: E402
-from unclip.pca import PCA  # noqa: E402
+from unclip.editing.pca import PCA  # noqa: E402
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
 

@@ -36,9 +36,10 @@ from unclip import __version__, metrics
 from unclip.checkpoint import fingerprint
 from unclip.clip.preprocess import fit_square
 from unclip.data.pictures import load_picture
-from unclip.edits import animation, sheet
-from unclip.pipeline import UnCLIP
-from unclip.results import Latent, png_bytes, to_pil, write_files
+from unclip.editing.latent import Latent
+from unclip.files import write_files
+from unclip.images import animation, eight_bit, png_bytes, sheet, to_pil
+from unclip.pipelines.unclip import UnCLIP
 from unclip.types import Inversion
 
 FOLDER = Path(__file__).parent / "results"
@@ -297,7 +298,7 @@ def median(values: Sequence[float] | Tensor) -> Number:
 
 def psnr(images: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """dB of pictures as 8 bits hold them, at most `BEST`."""
-    return metrics.psnr(metrics.eight_bit(images), metrics.eight_bit(truth)).clamp(max=BEST)
+    return metrics.psnr(eight_bit(images), eight_bit(truth)).clamp(max=BEST)
 
 
 def rms(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

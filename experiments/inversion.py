@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from experiments import figures  # noqa: E402
 from experiments.figures import Chosen, Drawn, Numbers, Run  # noqa: E402
+from unclip.editing.latent import Latent
+from unclip.files import write_files  # noqa: E402
 from unclip.randomness import Noise  # noqa: E402
-from unclip.results import Latent, write_files  # noqa: E402
 from unclip.types import Inversion, Sampling  # noqa: E402
 
 FORMAT = "unclip-inversion-chunk-1"

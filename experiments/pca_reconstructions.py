@@ -2,7 +2,7 @@
 
     python experiments/pca_reconstructions.py [MODEL] [--pictures FILE...] [-o FOLDER] [--n 8] [--components 5 10 20 40 80]
 
-The components are the checkpoint's own, those of --pca FILE (`unclip.pca.PCA.save`), or are fitted to the training emoji.
+The components are the checkpoint's own, those of --pca FILE (`unclip.editing.pca.PCA.save`), or are fitted to the training emoji.
 Writes pca_reconstructions.png and pca_reconstructions.json: over k, the explained variance, cosine of the reduced to the full
 z_i, how far picture and CLIP's view of it are from those of the full z_i.
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from experiments import figures  # noqa: E402
 from experiments.figures import Drawn, Numbers, Run  # noqa: E402
 from unclip.data.embeddings import precompute  # noqa: E402
-from unclip.pca import PCA  # noqa: E402
+from unclip.editing.pca import PCA  # noqa: E402
 
 COMPONENTS = (5, 10, 20, 40, 80)  # of the shipped CLIP's 128; the paper lists 20 to 320 of its own
 

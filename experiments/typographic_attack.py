@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from experiments import figures  # noqa: E402
 from experiments.figures import TONE, Drawn, Numbers, Run  # noqa: E402
 from unclip.data.pictures import load_picture  # noqa: E402
-from unclip.results import to_pil  # noqa: E402
+from unclip.images import to_pil  # noqa: E402
 
 CANVAS = 256  # pixels: room to write
 ATTACKS = ("clean", "label", "second object")

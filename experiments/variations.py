@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from experiments import figures  # noqa: E402
 from experiments.figures import Drawn, Numbers, Run  # noqa: E402
-from unclip.edits import Edit  # noqa: E402
-from unclip.results import Latent  # noqa: E402
+from unclip.editing.latent import Latent  # noqa: E402
+from unclip.editing.result import Edit  # noqa: E402
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unclip.config import Config
+from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import sinusoid
-from unclip.nn.linear import Linear
 from unclip.nn.transformer import Cache, Transformer, TransformerConfig
 from unclip.types import Text
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unclip.config import Config
-from unclip.pca import principal
+from unclip.metrics import principal
 
 
 class QuantizerConfig(Config, frozen=True, kw_only=True):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from unclip.examined import caption_ids, chance, losses, mean_losses, retrieval
 from unclip.randomness import Noise
-from unclip.types import Batch, ImageTextEncoder, Losses, Sampling, Task, Text, require
+from unclip.training.evaluation import caption_ids, chance, losses, mean_losses, retrieval
+from unclip.training.task import Task, require
+from unclip.types import Batch, ImageTextEncoder, Losses, Sampling, Text
 
 from .ar_prior import ARPrior
 from .contrastive_prior import ContrastivePrior

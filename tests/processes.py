@@ -21,7 +21,8 @@ from unclip.clip.task import CLIPTask, CLIPTaskConfig  # noqa: E402
 from unclip.nn.transformer import TransformerConfig  # noqa: E402
 from unclip.randomness import Noise  # noqa: E402
 from unclip.training import load_ema, train  # noqa: E402
-from unclip.types import Batch, Losses, Task, Text  # noqa: E402
+from unclip.training.task import Task  # noqa: E402
+from unclip.types import Batch, Losses, Text  # noqa: E402
 
 # eps: where a gradient is nothing but rounding, as that of attention's key biases is, Adam would make it as large as any other.
 CONFIG = BASE.replace(steps=5, lr=1e-3, eps=1e-4, ema=(0.5, 0.9), log_every=1)

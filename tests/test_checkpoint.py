@@ -23,7 +23,7 @@ from prior import DiffusionPrior
 from unclip import checkpoint
 from unclip.checkpoint import Index, Part, fingerprint, load_part
 from unclip.clip import CLIP
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from upsamplers import Upsampler
 
 

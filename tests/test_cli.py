@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, QuantizerConfig
 from unclip import __version__, checkpoint, cli
 from unclip.cli import common
+from unclip.images import story, to_pil
 from unclip.nn.transformer import TransformerConfig
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.results import story, to_pil
 from unclip.types import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -354,7 +354,7 @@ def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, mon
 
 
 def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.pipeline.PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr("unclip.pipelines.unclip.PIXELS_AT_ONCE", 16 * 16)
     told: list[tuple[str, int]] = []
 
     class Bar:

@@ -20,10 +20,11 @@ from test_cli import Bar, call
 from test_cli import fails as _fails
 
 from unclip.cli import common, edit, job
-from unclip.pca import PCA
-from unclip.pipeline import UnCLIP
+from unclip.editing.latent import Latent
+from unclip.editing.pca import PCA
+from unclip.images import story, to_pil
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.results import Latent, story, to_pil
 from unclip.types import Inversion
 
 OWN = Inversion(steps=5, refine=1)  # of this decoder: four climbs from timestep to timestep, of two passes each
@@ -234,7 +235,7 @@ ENLARGE = ["upsampler_64", 3, 3]
 def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every chunk, here of one picture, is counted by its own bar, from 0 to the bar's total."""
     pipe.invert("x.png").save("x.safetensors")
-    monkeypatch.setattr("unclip.pipeline.PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr("unclip.pipelines.unclip.PIXELS_AT_ONCE", 16 * 16)
     monkeypatch.setattr("tqdm.tqdm", Bar)
     monkeypatch.setattr(Bar, "told", [])
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))

@@ -21,15 +21,15 @@ from prior import ARNetworkConfig, ARPriorConfig, ContrastivePriorConfig, Quanti
 from unclip import DiffusionPrior, UnCLIP
 from unclip.cli import app
 from unclip.cli.common import Errors
-from unclip.cli.starters import starter
 from unclip.cli.train import _story
-from unclip.cli.training import CLASSES, Training, build, config_of, named_clip
 from unclip.clip import CLIPConfig
 from unclip.config import Config
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.data.open import open_data
+from unclip.images import to_pil
 from unclip.randomness import Noise
-from unclip.results import to_pil
+from unclip.runs.starters import starter
+from unclip.runs.training import CLASSES, Training, build, config_of, named_clip
 from unclip.training import load_ema, read_log
 from upsamplers.filters import resize
 

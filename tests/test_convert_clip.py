@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from unclip.checkpoint import read_json
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity, same_identity
 from unclip.convert import clip as clips
 from unclip.convert.files import in_file, in_folder
 from unclip.convert.recipe import Recipe
+from unclip.files import read_json
 
 CAPTIONS = ["a red heart", "", "two dogs and a woman with a very long hat! " * 20]
 

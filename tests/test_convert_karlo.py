@@ -23,7 +23,7 @@ from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import threshold
 from unclip.diffusion.samplers import ddpm
 from unclip.diffusion.schedule import spaced
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.types import Cond, Sampling, Text, tree_map
 

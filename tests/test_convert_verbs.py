@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from unclip import PCA, Inversion, Latent, Sampling, UnCLIP
 from unclip.checkpoint import Part, load_part
 from unclip.cli import app
+from unclip.images import story, to_pil
 from unclip.randomness import Noise
-from unclip.results import story, to_pil
 from upsamplers.filters import resize
 
 CAPTION = "two dogs and a hat"

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from unclip.cli import app
+from unclip.images import to_pil
 from unclip.randomness import Noise
-from unclip.results import to_pil
 from upsamplers.filters import resize
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"

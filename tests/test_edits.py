@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from unclip import PCA, Edit, Latent, Sampling
-from unclip.edits import sheet
+from unclip.images import sheet, story, to_pil
 from unclip.randomness import Noise
-from unclip.results import story, to_pil
 
 IMAGES = Noise.of(0, range(6)).normal((3, 32, 32)).clamp(-1, 1)
 LATENT = Latent(torch.zeros(6, 2), IMAGES, Sampling(steps=(9, 0)), ("",) * 6)

@@ -20,9 +20,8 @@ from experiments.emoji import evaluate, judge, measure, measure_upsamplers, sour
 from experiments.emoji.siblings import groups_of, motif
 from experiments.recipes import find
 from unclip.data.embeddings import Embeddings
-from unclip.metrics import eight_bit
+from unclip.images import eight_bit, to_pil
 from unclip.randomness import Noise
-from unclip.results import to_pil
 from unclip.types import Batch, Text
 from upsamplers.filters import resize
 

@@ -31,9 +31,8 @@ from unclip import PCA, UnCLIP
 from unclip.clip.encoder import CLIP
 from unclip.clip.tokenizer import compact_token_ids
 from unclip.data.embeddings import Embeddings
-from unclip.edits import sheet
+from unclip.images import sheet, story, to_pil
 from unclip.randomness import Noise
-from unclip.results import story, to_pil
 from unclip.types import Batch, Inversion
 from upsamplers.filters import resize
 

@@ -18,8 +18,8 @@ from experiments import best_of, compare_priors, explained_variance, guidance_sw
 from experiments.priors import columns, contestants, curves, material
 from experiments.priors.contestants import AR, CAPTION, CONTRASTIVE, DIFFUSION, LINEAR, NAMES, TEXT
 from unclip import UnCLIP
+from unclip.images import to_pil
 from unclip.randomness import Noise
-from unclip.results import to_pil
 from upsamplers.filters import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cut to.*", "ignore:.*buckets.*")

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from decoder import Decoder
-from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, manipulate, slerp
+from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, slerp
 from unclip.data.pictures import load_picture
-from unclip.manipulate import Way, one_of
+from unclip.editing import edits as manipulate
+from unclip.editing.edits import Way, one_of
+from unclip.editing.sources import _is_caption
 from unclip.randomness import Noise
-from unclip.sources import _is_caption
 from unclip.types import Cond, Denoise, Prediction
 
 S, SIZE = 0.3, 16

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import conv2d, interpolate, scaled_dot_product_attention
 
 from unclip.nn import attention as attention_file
-from unclip.nn import convolution, winograd
 from unclip.nn.attention import attention
-from unclip.nn.convolution import Conv3x3
-from unclip.nn.linear import Linear
+from unclip.nn.cpu import convolution, winograd
+from unclip.nn.cpu.convolution import Conv3x3
+from unclip.nn.cpu.linear import Linear
 
 
 def layer(width_in: int, width: int, dtype: torch.dtype = torch.float32) -> Conv3x3:

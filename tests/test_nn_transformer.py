@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from unclip.nn import linear
 from unclip.nn.attention import KeyValue
+from unclip.nn.cpu import linear
+from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import TimestepEmbedding, sinusoid
-from unclip.nn.linear import Linear
 from unclip.nn.transformer import Cache, Transformer, TransformerConfig
 
 

@@ -12,11 +12,11 @@ import torch
 from test_cli import ar_prior
 from tiny import CAPTIONS, STEPS
 
-import unclip.pipeline
+import unclip.pipelines.unclip
 from prior import ARSampling
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.generation import Generation
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.results import Generation
 from unclip.types import Cond, Decoder, ImageTextEncoder, Inversion, Prior, Sampling, Text, Upsampler, best_of, keep_contract
 
 
@@ -76,8 +76,8 @@ def test_chunks_bound_the_memory_and_change_nothing(pipe: UnCLIP, made: Generati
         part = pipe.parts[name]
         run = part.sample
         monkeypatch.setattr(part, "sample", lambda *a, run=run, sizes=sizes, **k: sizes.append(len(k["noise"])) or run(*a, **k))
-    monkeypatch.setattr(unclip.pipeline, "PIXELS_AT_ONCE", 3 * 16 * 16)
-    monkeypatch.setattr(unclip.pipeline, "EMBEDDINGS_AT_ONCE", 2)
+    monkeypatch.setattr(unclip.pipelines.unclip, "PIXELS_AT_ONCE", 3 * 16 * 16)
+    monkeypatch.setattr(unclip.pipelines.unclip, "EMBEDDINGS_AT_ONCE", 2)
     told: list[tuple[str, int, int]] = []
     again = pipe.generate(CAPTIONS[:2], n=2, seed=5, first=7, size=64, progress=lambda *report: told.append(report))
     assert seen == {"prior": [2, 2], "decoder": [3, 1]}

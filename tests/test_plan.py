@@ -23,11 +23,11 @@ from unclip.checkpoint import Part
 from unclip.clip import CLIP
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
 from unclip.nn.transformer import TransformerConfig
-from unclip.plan import CARDS, Count, Shapes, count, hollow, plan
-from unclip.plan.count import kept
 from unclip.randomness import Noise
+from unclip.runs.plan import CARDS, Count, Shapes, count, hollow, plan
+from unclip.runs.plan.count import kept
 from unclip.training import TrainConfig
-from unclip.types import Task
+from unclip.training.task import Task
 from upsamplers import Upsampler, UpsamplerTask
 
 ROOT = Path(__file__).resolve().parents[1]

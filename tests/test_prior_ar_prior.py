@@ -14,7 +14,7 @@ from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, Diffusion
 from prior.ar_prior import draw
 from unclip.checkpoint import load_part
 from unclip.nn.transformer import TransformerConfig
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.types import Batch, Prior, Sampling, Text
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prior.quantizer import Buckets, Quantizer, QuantizerConfig, count_dims
-from unclip.pca import principal
+from unclip.metrics import principal
 
 
 def data(n=500, d=6):

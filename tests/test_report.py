@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from unclip.cli.report import report as command
-from unclip.report import describe, draw, panels, read, report
+from unclip.runs.report import describe, draw, panels, read, report
 
 
 def run(folder: Path, steps: int = 5, loss: float = 1.0, held: tuple[float, ...] = (0.9, 0.5, 0.4)) -> Path:
@@ -70,7 +70,7 @@ def test_the_picture(tmp_path: Path) -> None:
     # What is drawn: baselines dashed, resumptions dotted, skipped steps as crosses.
     from matplotlib.figure import Figure
 
-    from unclip.report import _diagram
+    from unclip.runs.report import _diagram
 
     axes = Figure().add_subplot()
     _diagram(axes, next(panel for panel in panels([a]) if panel.title == "cosine (held out)"), [a])

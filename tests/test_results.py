@@ -17,7 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unclip import __version__
-from unclip.results import FORMAT, Generation, Latent, check_output, png, story, to_pil, write_files
+from unclip.editing.latent import FORMAT, Latent
+from unclip.files import check_output, write_files
+from unclip.images import png, story, to_pil
+from unclip.pipelines.generation import Generation
 from unclip.types import Sampling
 
 HOW = Sampling(steps=(900, 450, 0))

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from decoder import DecoderTask
 from prior import PriorTask
 from unclip.clip.task import CLIPTask
-from unclip.examined import caption_ids, cost, judge, mean_losses, partner_texts, partners, retrieval
 from unclip.metrics import psnr
 from unclip.randomness import Noise
 from unclip.training import TrainConfig
-from unclip.training.examine import Examiner
-from unclip.types import Batch, Losses, Sampling, Task, Text
+from unclip.training.evaluation import caption_ids, cost, judge, mean_losses, partner_texts, partners, retrieval
+from unclip.training.task import Task
+from unclip.training.validation import Examiner
+from unclip.types import Batch, Losses, Sampling, Text
 from upsamplers import UpsamplerTask
 from upsamplers.filters import resize
 
@@ -270,7 +271,7 @@ def test_processes_share_the_rows_out(world: int, monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_is_examined_and_reported(tmp_path: Path) -> None:
     """From the loop through log and TensorBoard to the words of the report."""
-    from unclip.report import report
+    from unclip.runs.report import report
     from unclip.training import read_log, train
 
     class Loose(Random):

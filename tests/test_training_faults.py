@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log, train
-from unclip.training.blame import find_origin
 from unclip.training.blocks import recomputed
-from unclip.types import Batch, Losses, Task
+from unclip.training.nan_origin import find_origin
+from unclip.training.task import Task
+from unclip.types import Batch, Losses
 
 
 class Root(nn.Module):

@@ -19,7 +19,8 @@ from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.schedule import NoiseSchedule
 from unclip.randomness import Noise
 from unclip.training import TrainConfig, load_ema, read_log, train
-from unclip.types import Batch, Losses, Task
+from unclip.training.task import Task
+from unclip.types import Batch, Losses
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,8 @@ from unclip.training import load_ema, read_log, train
 from unclip.training.backward import Backward
 from unclip.training.blocks import blocks, recomputed
 from unclip.training.prefetch import Prefetch
-from unclip.types import Batch, Losses, Task
+from unclip.training.task import Task
+from unclip.types import Batch, Losses
 
 
 @pytest.mark.parametrize("task", [ToyTask, prior])

@@ -17,7 +17,8 @@ from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
 from unclip.training import TrainConfig
 from unclip.training.overfit import First, Verdict, overfit, short, verdict
-from unclip.types import Batch, Task, Text
+from unclip.training.task import Task
+from unclip.types import Batch, Text
 from upsamplers import UpsamplerTask
 
 N = 6

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unclip.images import save_grid
 from unclip.training import TrainConfig, read_log
 from unclip.training.ema import Ema
-from unclip.training.log import Log, Meter, console_line, save_grid
+from unclip.training.log import Log, Meter, console_line
 from unclip.training.prefetch import Prefetch
 from unclip.training.state import State, newest, save
 from unclip.types import Losses

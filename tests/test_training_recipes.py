@@ -13,7 +13,8 @@ from torch import nn
 import experiments.train
 from experiments.recipes import Recipe, find, names
 from unclip.randomness import Noise
-from unclip.types import Batch, Losses, Task
+from unclip.training.task import Task
+from unclip.types import Batch, Losses
 
 MODULE = """
 from __future__ import annotations

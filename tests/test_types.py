@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from unclip.randomness import Noise
-from unclip.types import Batch, Cond, Sampling, Task, Text, best_of, move, require, tree_map, whole_number
+from unclip.training.task import Task, require
+from unclip.types import Batch, Cond, Sampling, Text, best_of, move, tree_map, whole_number
 
 
 def text(*strings: str) -> Text:

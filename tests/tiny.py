@@ -14,7 +14,7 @@ from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, Visio
 from unclip.clip.tokenizer import compact_token_ids
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.types import Cond, Inversion, Losses, Sampling, Text
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig

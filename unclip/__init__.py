@@ -29,15 +29,17 @@ if TYPE_CHECKING:
     from unclip.convert import open_foreign
     from unclip.data.open import DataConfig, SourceConfig, open_data
     from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
-    from unclip.edits import Edit
-    from unclip.manipulate import slerp
+    from unclip.editing.latent import Latent
+    from unclip.editing.pca import PCA
+    from unclip.editing.result import Edit
+    from unclip.editing.slerp import slerp
     from unclip.nn.unet import UNet, UNetConfig
-    from unclip.pca import PCA
-    from unclip.pipeline import UnCLIP
+    from unclip.pipelines.generation import Generation
+    from unclip.pipelines.unclip import UnCLIP
     from unclip.randomness import Noise
-    from unclip.results import Generation, Latent
     from unclip.training import TrainConfig, train
-    from unclip.types import Batch, Cond, Inversion, Losses, Prediction, Sampling, Task, Text, best_of
+    from unclip.training.task import Task
+    from unclip.types import Batch, Cond, Inversion, Losses, Prediction, Sampling, Text, best_of
     from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 PUBLIC = {
@@ -63,10 +65,10 @@ PUBLIC = {
     "UpsamplerConfig": "upsamplers",
     "UpsamplerTask": "upsamplers",
     "CorruptionConfig": "upsamplers",
-    "UnCLIP": "unclip.pipeline",
+    "UnCLIP": "unclip.pipelines.unclip",
     "UNet": "unclip.nn.unet",
     "UNetConfig": "unclip.nn.unet",
-    "PCA": "unclip.pca",
+    "PCA": "unclip.editing.pca",
     "NoiseSchedule": "unclip.diffusion.schedule",
     "ScheduleConfig": "unclip.diffusion.schedule",
     "DataConfig": "unclip.data.open",
@@ -77,16 +79,16 @@ PUBLIC = {
     "train": "unclip.training",
     "Batch": "unclip.types",
     "Cond": "unclip.types",
-    "Edit": "unclip.edits",
-    "Generation": "unclip.results",
+    "Edit": "unclip.editing.result",
+    "Generation": "unclip.pipelines.generation",
     "Inversion": "unclip.types",
-    "Latent": "unclip.results",
+    "Latent": "unclip.editing.latent",
     "Losses": "unclip.types",
     "Prediction": "unclip.types",
     "Sampling": "unclip.types",
-    "Task": "unclip.types",
+    "Task": "unclip.training.task",
     "Text": "unclip.types",
-    "slerp": "unclip.manipulate",
+    "slerp": "unclip.editing.slerp",
     "best_of": "unclip.types",
     "open_foreign": "unclip.convert",
 }

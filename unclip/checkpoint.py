@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -25,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import Config
+from .files import read_json, write_folder
 
 C = TypeVar("C", bound=Config)
 P = TypeVar("P", bound="Part[Any]")
@@ -329,17 +327,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
-    return found
-
-
 def fingerprint(part: object) -> str:
     """A short name for a part's class, settings and weights.
 
@@ -360,32 +347,3 @@ def fingerprint(part: object) -> str:
             ends = torch.cat([flat[:16], flat[-16:]]).cpu().to(torch.float16)
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on a folder beside the target, then rename: the target appears whole or not at all."""
-    folder = Path(folder).absolute()
-    try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already and is not an empty folder: choose a new one, nothing is overwritten")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error.strerror or error}") from None
-    try:
-        write(aside)
-        for path in aside.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors writes for its owner alone
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        aside.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-    except (OSError, SafetensorError) as error:  # a full disk reaches us as either
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"could not write {folder}: {reason}; nothing was left there") from None
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(aside)

@@ -118,14 +118,25 @@ def recall_at(ranks: Int[Tensor, " n"], k: int) -> Float[Tensor, " n"]:
     return (ranks < k).double()
 
 
+def principal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean, variances in descending order, and orthonormal components as columns; float64, on the CPU."""
+    x = x.detach().cpu().double()
+    if len(x) < 2 or not torch.isfinite(x).all():
+        raise ValueError(f"principal components need at least two finite embeddings; got {tuple(x.shape)}: look at their CLIP")
+    mean = x.mean(0)
+    centred = x - mean
+    variances, components = torch.linalg.eigh(centred.T @ centred / len(x))
+    variances, components = variances.flip(0).clamp(min=0), components.flip(1)
+    if variances[0] <= 1e-12 * x.square().mean():
+        raise ValueError(f"the {len(x)} embeddings are all the same: they have no principal components")
+    # A component's sign is arbitrary; here its largest entry is positive, whatever the linear algebra library.
+    signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
+    return mean, variances, components * signs
+
+
 def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Cosine of picture and caption embeddings, not scaled or clipped (CLIPScore, Hessel et al. 2021, is 2.5 max(0, this))."""
     return torch.cosine_similarity(images.double(), texts.double(), dim=-1)
-
-
-def eight_bit(images: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Pictures in [-1, 1] as a file of 8 bits holds them (`unclip.results.to_pil`)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def psnr(images: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

@@ -246,27 +246,6 @@ def whole_number(name: str, value: Any) -> int:
         raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
 
 
-class Task(nn.Module):
-    """A module from batch to losses: what the training loop trains.  Frozen teachers live here, outside `model`."""
-
-    model: nn.Module
-
-    def forward(self, batch: Batch, noise: Noise) -> Losses:
-        raise TypeError(f"{type(self).__name__} must define forward(batch, noise) -> Losses")
-
-    def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"] | None:
-        """Pictures for the grid that the loop saves at intervals; None = this task draws none."""
-        return None
-
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """What held-out samples tell: per-sample tensors (b, ...), the same however the samples are split into batches."""
-        return {"loss": self.forward(batch, noise).total}
-
-    def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """The numbers to log, of what `examine` said about all samples; by default means over them."""
-        return {name: float(values.double().mean()) for name, values in rows.items()}
-
-
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """Of n drawn image embeddings keep the one with the largest z_i . z_t (unCLIP 2.2), each taken at unit length."""
     unit = nn.functional.normalize(embeds.float(), dim=-1)
@@ -299,11 +278,3 @@ def move(tree: Tree, device: torch.device | str | None, dtype: torch.dtype | Non
         return x.to(device, dtype if dtype and x.is_floating_point() else None, non_blocking=ahead)
 
     return tree_map(one, tree)
-
-
-def require(batch: Batch, names: Sequence[str], task: str) -> None:
-    """Raise a ValueError when the batch lacks a field that the task needs."""
-    missing = [name for name in names if getattr(batch, name) is None]
-    if missing:
-        has = [name for name in batch._fields if getattr(batch, name) is not None]
-        raise ValueError(f"{task} needs batches with {', '.join(names)}; this one has only {', '.join(has)}")

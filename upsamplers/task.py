@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.examined import losses, mean_losses
-from unclip.metrics import eight_bit, psnr, sharpness
+from unclip.images import eight_bit
+from unclip.metrics import psnr, sharpness
 from unclip.randomness import Noise
-from unclip.types import Batch, Losses, Task, require
+from unclip.training.evaluation import losses, mean_losses
+from unclip.training.task import Task, require
+from unclip.types import Batch, Losses
 
 from .filters import resize
 from .upsampler import Upsampler

@@ -30,8 +30,8 @@ from experiments.emoji.measure_parts import Cost, Ground, Values
 from experiments.figures import FOLDER, commit
 from experiments.recipes import Recipe, find
 from experiments.recipes.emoji import embeddings_path
+from unclip.files import write_files
 from unclip.metrics import interval
-from unclip.results import write_files
 
 # Beside the recipe, for all alike: a constant rate, for the clock ends the training, and no pictures on the way.
 COMMON = ("train.decay=constant", "train.warmup=30", "train.sample_every=null", "train.save_every=86400s", "train.keep=1")

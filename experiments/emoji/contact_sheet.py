@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.emoji.data import EmojiData
 from experiments.emoji.evaluate import by_hash
-from unclip.pipeline import UnCLIP
-from unclip.results import to_pil
+from unclip.images import to_pil
+from unclip.pipelines.unclip import UnCLIP
 
 COLUMNS, CELL, TEXT = 5, 120, 30
 FILE = Path(__file__).parent / "contact_sheet.png"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from experiments.recipes import Recipe
 from unclip.config import Config
-from unclip.results import write_files
+from unclip.files import write_files
 from unclip.training import load_ema, train
 from unclip.training.state import newest
-from unclip.types import Task
+from unclip.training.task import Task
 
 FIRST = 10  # steps from which the cost of a step is first told
 LAST = 0.1  # part of the time that is left for a last correction

@@ -24,7 +24,7 @@ from experiments.emoji import judge as judges
 from experiments.emoji import measure, measure_upsamplers
 from experiments.emoji.measure import Numbers, Subject
 from experiments.emoji.measure import by_hash as by_hash
-from unclip.results import write_files
+from unclip.files import write_files
 
 SECTIONS = ("clip", "prior", "pictures", "wording", "diversity", "upsamplers", "full_size", "tiles", "cost")
 BLOCKS = {"train": "trained captions", "heldout": "held-out captions", "all": "the command"}

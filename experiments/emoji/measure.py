@@ -33,7 +33,7 @@ from unclip.metrics import (
     ranks,
     recall_at,
 )
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.types import Cond, Text, best_of
 

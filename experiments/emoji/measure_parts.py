@@ -14,7 +14,8 @@ from experiments.emoji.data import EmojiData
 from experiments.emoji.measure import Subject, nearest
 from experiments.emoji.measure_upsamplers import pairs
 from experiments.emoji.siblings import groups_of, motif
-from unclip.metrics import eight_bit, psnr, recall_at, sharpness
+from unclip.images import eight_bit
+from unclip.metrics import psnr, recall_at, sharpness
 from unclip.randomness import Noise
 from unclip.types import Cond, Sampling
 from upsamplers.filters import resize

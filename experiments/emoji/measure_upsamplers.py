@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from experiments.emoji.data import EmojiData
 from experiments.emoji.measure import Numbers, Subject, by_hash
-from unclip.metrics import eight_bit, interval, psnr, sharpness
+from unclip.images import eight_bit
+from unclip.metrics import interval, psnr, sharpness
 from unclip.randomness import Noise
 from upsamplers.filters import resize
 

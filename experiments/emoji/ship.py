@@ -30,8 +30,8 @@ from experiments.recipes.emoji import embeddings_path
 from prior import DiffusionPrior
 from unclip import __version__
 from unclip.data.embeddings import Embeddings, precompute
-from unclip.pca import PCA
-from unclip.pipeline import UnCLIP
+from unclip.editing.pca import PCA
+from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log
 

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from unclip.edits import sheet
-from unclip.pipeline import UnCLIP
-from unclip.results import to_pil
+from unclip.images import sheet, to_pil
+from unclip.pipelines.unclip import UnCLIP
 
 FILE = Path(__file__).parent / "stages.png"
 CELL, WINDOW = 256, 4  # pixels of a picture on the page; the spot is a WINDOW-th of the side

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unclip.clip.encoder import CLIP
 from unclip.randomness import Noise
-from unclip.types import Batch, Losses, Task, require
+from unclip.training.task import Task, require
+from unclip.types import Batch, Losses
 
 OPENERS = (
     "a picture of", "an emoji of", "an icon of", "a drawing of", "photo of", "a photo of", "image of", "draw", "please draw",

@@ -17,9 +17,9 @@ from experiments.emoji.measure import Subject
 from experiments.priors.contestants import AR, DIFFUSION, TRAIN, fresh, of_prior, ready, train_embeddings, training_flops
 from prior import PriorTask
 from unclip.data.reader import Embedded
+from unclip.files import write_files
 from unclip.metrics import ranks, recall_at
 from unclip.randomness import Noise
-from unclip.results import write_files
 from unclip.training import train
 from unclip.types import best_of
 

@@ -15,7 +15,7 @@ from unclip.clip.preprocess import fit_square
 from unclip.data.mix import Mix
 from unclip.data.open import open_data
 from unclip.data.reader import Embedded, Reader
-from unclip.pipeline import UnCLIP
+from unclip.pipelines.unclip import UnCLIP
 
 
 class Own(Subject):

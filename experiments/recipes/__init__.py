@@ -15,7 +15,7 @@ from torch import nn
 from unclip.config import Config
 from unclip.data.order import Data
 from unclip.training import TrainConfig
-from unclip.types import Task
+from unclip.training.task import Task
 
 M = TypeVar("M")
 

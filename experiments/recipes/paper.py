@@ -39,7 +39,8 @@ from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
 from unclip.training import TrainConfig
-from unclip.types import Batch, Sampling, Task
+from unclip.training.task import Task
+from unclip.types import Batch, Sampling
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 CLIP_SIZE, EMBED = 256, 1024

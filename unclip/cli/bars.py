@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unclip.pipeline import UnCLIP
+    from unclip.pipelines.unclip import UnCLIP
 
 
 class Bars:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 if TYPE_CHECKING:
-    from unclip.pipeline import UnCLIP
+    from unclip.pipelines.unclip import UnCLIP
 
 HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
 
@@ -30,7 +30,7 @@ def load(model: str, device: str, dtype: str, prior: str = "prior", offload: boo
     """The pipeline, on its device; ValueError for a device that is not there.  `prior`: the part that draws embeddings."""
     import torch
 
-    from unclip.pipeline import DTYPES, UnCLIP
+    from unclip.pipelines.unclip import DTYPES, UnCLIP
 
     types = {str(t).removeprefix("torch."): t for t in DTYPES}
     if dtype not in types:

@@ -34,7 +34,7 @@ def check(
     """
     with Errors():
         from unclip.data.check import check as run
-        from unclip.results import check_output, write_files
+        from unclip.files import check_output, write_files
 
         if json is not None:
             check_output(json, (".json",), folder=False)

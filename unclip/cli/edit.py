@@ -12,8 +12,8 @@ from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed
 from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
 
 if TYPE_CHECKING:
-    from unclip.edits import Edit
-    from unclip.manipulate import Way
+    from unclip.editing.edits import Way
+    from unclip.editing.result import Edit
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any format, or a latent (.safetensors).")]
 Output = Annotated[
@@ -197,7 +197,7 @@ def invert(
 ) -> None:
     """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
     with Errors():
-        from unclip.results import check_output
+        from unclip.files import check_output
 
         check_output(output, (LATENT,), folder=False)
         if is_latent(image):

@@ -34,7 +34,7 @@ def generate(
 ) -> None:
     """Draw pictures for captions."""
     with Errors():
-        from unclip.results import check_output
+        from unclip.files import check_output
 
         check_output(output)  # before minutes are spent on what could not be written
         if preset is not None and preset not in PRESETS:

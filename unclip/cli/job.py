@@ -10,8 +10,8 @@ from .common import load
 from .settings import passes
 
 if TYPE_CHECKING:
-    from unclip.pipeline import UnCLIP
-    from unclip.results import Latent
+    from unclip.editing.latent import Latent
+    from unclip.pipelines.unclip import UnCLIP
     from unclip.types import Inversion
 
 G = TypeVar("G", str, Path)
@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
     def way(self, source: object) -> tuple[int, ...]:
         """The timesteps between a source's x_T and its picture, descending."""
-        from unclip.results import Latent
+        from unclip.editing.latent import Latent
 
         if isinstance(source, Latent):
             return source.timesteps
@@ -61,8 +61,8 @@ def open_job(
     offload: bool = False,
 ) -> Job:
     """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
-    from unclip.edits import ANIMATIONS
-    from unclip.results import check_output
+    from unclip.files import check_output
+    from unclip.images import ANIMATIONS
     from unclip.types import Sampling
 
     check_output(output, (".png", *ANIMATIONS))
@@ -85,7 +85,7 @@ def inversion_of(pipe: UnCLIP, steps: int | None, refine: int | None) -> Inversi
 
 def read_source(given: G) -> G | Latent:
     """A latent read, anything else as it was given."""
-    from unclip.results import Latent
+    from unclip.editing.latent import Latent
 
     return Latent.load(given) if is_latent(given) else given
 

@@ -13,10 +13,9 @@ from .common import Errors
 if TYPE_CHECKING:
     from unclip.clip import CLIP
     from unclip.config import Config
-    from unclip.plan import Shapes
-    from unclip.types import Task
-
-    from .training import Training
+    from unclip.runs.plan import Shapes
+    from unclip.runs.training import Training
+    from unclip.training.task import Task
 
 
 def plan(
@@ -28,10 +27,9 @@ def plan(
 ) -> None:
     """Tell parameters, memory of a card, FLOPs and days of a training.  Neither data nor weights are needed."""
     with Errors():
-        from unclip.plan import CARDS
-        from unclip.plan import plan as run
-
-        from .training import Training
+        from unclip.runs.plan import CARDS
+        from unclip.runs.plan import plan as run
+        from unclip.runs.training import Training
 
         if card not in CARDS:
             raise ValueError(f"no card {card!r}; there are {', '.join(CARDS)}")
@@ -44,8 +42,7 @@ def plan(
 def of_training(training: Training) -> tuple[Task, Shapes]:
     """The task of `unclip train`'s file, its parts hollow, and the shape of its samples."""
     from unclip.clip import CLIPTaskConfig
-
-    from .training import config_of, holds_embeddings, open_part, size_of
+    from unclip.runs.training import config_of, holds_embeddings, open_part, size_of
 
     config = open_part(training.start, training.stage).config if training.start else config_of(training)
     teacher = _teacher(training.clip) if training.clip else None
@@ -67,7 +64,7 @@ def outline(
     from decoder import Decoder, DecoderTask
     from prior import ARPrior, ContrastivePrior, DiffusionPrior, PriorTask
     from unclip.clip import CLIP, CLIPTask
-    from unclip.plan import Shapes, hollow
+    from unclip.runs.plan import Shapes, hollow
     from upsamplers import Upsampler, UpsamplerTask
 
     kinds: Any = {kind.config_class: kind for kind in (CLIP, DiffusionPrior, ARPrior, ContrastivePrior, Decoder, Upsampler)}
@@ -91,7 +88,7 @@ def outline(
 
 def _answers(part: Any) -> Shapes:
     """The shape of the CLIP's answers that a prior or decoder reads."""
-    from unclip.plan import Shapes
+    from unclip.runs.plan import Shapes
 
     reads = getattr(part.config, "network", None) or part.config.text  # a decoder may read no text
     context, states = (reads.context, reads.states_width or 1) if reads is not None else (2, 1)
@@ -118,9 +115,8 @@ def _fit(part: Any, answers: Shapes) -> None:
 def _teacher(source: str) -> CLIP:
     """The frozen CLIP, hollow; one that open_clip knows by name is not downloaded."""
     from unclip.clip import CLIP
-    from unclip.plan import hollow
-
-    from .training import OPEN_CLIP, named_clip, open_clip
+    from unclip.runs.plan import hollow
+    from unclip.runs.training import OPEN_CLIP, named_clip, open_clip
 
     named = source.startswith(OPEN_CLIP)
     config = named_clip(source).replace(pretrained=None) if named else open_clip(source).resolved

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Say how a training run went, each number beside its baseline, and draw its curves."""
     with Errors():
-        from unclip.report import report as write
+        from unclip.runs.report import report as write
 
         typer.echo(write(runs, output))
         if output is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unclip.pipeline import UnCLIP
+    from unclip.pipelines.unclip import UnCLIP
     from unclip.types import Sampling
 
 # The paper's steps (Table 3): prior 64 with analytic variance, decoder 250, upsamplers 27 and 15 with DDIM.

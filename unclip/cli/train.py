@@ -13,8 +13,7 @@ from .common import Errors
 
 if TYPE_CHECKING:
     from unclip.checkpoint import Part
-
-    from .training import Training
+    from unclip.runs.training import Training
 
 
 def config(
@@ -32,8 +31,8 @@ def config(
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
     with Errors():
-        from .starters import Scale, starter, write
-        from .training import Stage
+        from unclip.runs.starters import Scale, starter, write
+        from unclip.runs.training import Stage
 
         if stage not in get_args(Stage) or scale not in get_args(Scale):
             known = f"stages are {', '.join(get_args(Stage))}, scales {', '.join(get_args(Scale))}"
@@ -54,7 +53,7 @@ def train(
 ) -> None:
     """Train a stage; the same command goes on where a run was cut off.  Several processes: torchrun -m unclip.cli train ..."""
     with Errors("compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"):
-        from .training import Training
+        from unclip.runs.training import Training
 
         training = Training.load(file).override(*(settings or []))
         folder = run or Path("runs") / file.stem
@@ -77,9 +76,8 @@ def assemble(
     """Put trained parts together to a pipeline that every command takes as --model."""
     with Errors():
         from prior import ARPrior
-        from unclip.pipeline import DTYPES, UnCLIP
-
-        from .training import open_clip, open_part
+        from unclip.pipelines.unclip import DTYPES, UnCLIP
+        from unclip.runs.training import open_clip, open_part
 
         types = {str(t).removeprefix("torch."): t for t in DTYPES}
         if dtype not in types:
@@ -106,10 +104,9 @@ def assemble(
 
 
 def _train(training: Training, folder: Path) -> None:
+    from unclip.runs import record
+    from unclip.runs.training import build, finish
     from unclip.training import train as run
-
-    from . import record
-    from .training import build, finish
 
     main = int(os.environ.get("RANK", "0")) == 0
     record.refuse_other(training, folder)
@@ -128,9 +125,8 @@ def _train(training: Training, folder: Path) -> None:
 
 
 def _overfit(training: Training, folder: Path, n: int, steps: int) -> bool:
+    from unclip.runs.training import build
     from unclip.training.overfit import overfit
-
-    from .training import build
 
     built = build(training, _device(), _silent)
     verdict = overfit(built.task, built.data, training.train, folder, n, steps)
@@ -151,9 +147,8 @@ def _device() -> Any:
 
 def _story(source: str) -> dict[str, Any]:
     """Where a part comes from: a run tells its training and how it ended."""
+    from unclip.runs.record import RECORD
     from unclip.training import read_log
-
-    from .record import RECORD
 
     story: dict[str, Any] = {"from": source}
     if (Path(source) / RECORD).is_file():

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unclip.config import Config
-from unclip.examined import caption_ids, chance, retrieval
 from unclip.randomness import Noise
-from unclip.types import Batch, Losses, Task, require
+from unclip.training.evaluation import caption_ids, chance, retrieval
+from unclip.training.task import Task, require
+from unclip.types import Batch, Losses
 
 from .encoder import CLIP
 from .tokenizer import UNKNOWN, BytePairTokenizer

@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline, read_json, write_folder
+from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
+from unclip.files import read_json, write_folder
 
 from . import karlo_diffusers, karlo_original
 

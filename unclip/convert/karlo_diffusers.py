@@ -16,8 +16,9 @@ import torch
 
 from decoder import Decoder
 from prior import DiffusionPrior
-from unclip.checkpoint import Stored, download, read_json
+from unclip.checkpoint import Stored, download
 from unclip.clip.encoder import CLIP
+from unclip.files import read_json
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from upsamplers import Upsampler

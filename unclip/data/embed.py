@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unclip.checkpoint import fingerprint
 from unclip.clip.identity import identity
 from unclip.clip.preprocess import fit_square
-from unclip.results import write_files
+from unclip.files import write_files
 from unclip.types import ImageTextEncoder, Text, move
 
 from .embedding_shards import INDEX, EmbeddingIndex, Receipt, shard_path, write_shard

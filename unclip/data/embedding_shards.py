@@ -23,8 +23,8 @@ from torch import Tensor
 from unclip.checkpoint import fingerprint
 from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
+from unclip.files import write_files
 from unclip.randomness import Noise
-from unclip.results import write_files
 from unclip.types import Batch, ImageTextEncoder, Text
 
 from .order import Data

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from unclip.checkpoint import write_folder
 from unclip.clip.preprocess import fit_square
-from unclip.results import png
+from unclip.files import write_folder
+from unclip.images import png
 
 from .folder import caption_lines
 from .pictures import decode_picture

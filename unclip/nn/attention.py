@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .linear import Linear, onednn_linear, plain
+from unclip.nn.cpu.linear import Linear, onednn_linear, plain
 
 LONG = 512  # queries from which attention on the CPU goes head by head
 ROWS = 1024  # queries at a time: their scores stay in the cache

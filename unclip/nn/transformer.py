@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unclip.config import Config
+from unclip.nn.cpu.linear import Linear
 
 from .attention import Attention, KeyValue, triangle
-from .linear import Linear
 
 
 class TransformerConfig(Config, frozen=True, kw_only=True):

@@ -20,10 +20,10 @@ from torch.nn.functional import (
 )
 
 from unclip.config import Config
+from unclip.nn.cpu.convolution import Conv3x3
+from unclip.nn.cpu.linear import Linear
 
 from .attention import attention
-from .convolution import Conv3x3
-from .linear import Linear
 
 Resample = Literal["none", "down", "up"]
 Layers = Iterator[Tensor] | None  # context keys and values, one per attention layer, in the order of use

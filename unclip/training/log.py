@@ -195,26 +195,6 @@ def digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def save_grid(images: Float[Tensor, "n 3 h w"], path: Path) -> None:
-    """Pictures in [-1, 1] side by side on a nearly square PNG, written aside and renamed."""
-    from PIL import Image
-
-    n, _, height, width = images.shape
-    columns = math.ceil(math.sqrt(n))
-    canvas = torch.ones(3, math.ceil(n / columns) * height, columns * width)
-    for i, image in enumerate(images.detach().float().cpu()):
-        top, left = i // columns * height, i % columns * width
-        canvas[:, top : top + height, left : left + width] = image
-    pixels = ((canvas.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    try:
-        Image.fromarray(pixels).save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)  # of a full disk
-
-
 def _cut(path: Path, step: int) -> None:
     """Keep the whole lines up to `step`."""
     if not path.exists():

@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from unclip.data.order import Data, indices, slice_for
 from unclip.randomness import Noise
-from unclip.types import Batch, Task, move
+from unclip.types import Batch, move
 
 from . import state as states
 from .backward import Backward
-from .blame import Origin, find_origin
 from .blocks import recomputed
 from .config import TrainConfig
 from .exact import deterministic
 from .log import Log, Meter
+from .nan_origin import Origin, find_origin
 from .optim import Stepper, collect, drop_gradients, gradient_norm, learning_rate, trainable
 from .prefetch import Prefetch
 from .run import Run, prepare
 from .sam import sam_ascend, sam_restore
 from .shard import Spread, shard
 from .signals import Signals
+from .task import Task
 from .watch import Watch, layout
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from unclip.data.order import Data
-from unclip.examined import Judged, judge
 from unclip.randomness import Noise
-from unclip.types import Batch, Task
+from unclip.types import Batch
 
 from .config import TrainConfig
-from .examine import Examiner
+from .evaluation import Judged, judge
 from .loop import train
+from .task import Task
+from .validation import Examiner
 
 STEPS = 400
 # The baselines that a stage reaches which learns nothing or does not look at its condition.

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from unclip.config import Config
-from unclip.types import Task
 
 from .config import TrainConfig
 from .ema import Ema
@@ -18,6 +17,7 @@ from .log import Meter
 from .optim import Stepper
 from .shard import is_sharded, local, part_of, spread
 from .state import State, ema_name
+from .task import Task
 
 
 class Run:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unclip.types import Task
-
 from .blocks import blocks
+from .task import Task
 
 
 def shard(task: Task, device: torch.device) -> None:

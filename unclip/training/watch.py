@@ -13,15 +13,17 @@ import torch
 from torch import nn
 
 from unclip.data.order import Data
+from unclip.images import save_grid
 from unclip.randomness import Noise
-from unclip.types import Batch, Task, move
+from unclip.types import Batch, move
 
 from . import state as states
-from .blame import Origin
 from .config import TrainConfig
-from .log import Log, Seen, console_line, digits, save_grid
+from .log import Log, Seen, console_line, digits
+from .nan_origin import Origin
 from .run import Run
 from .signals import Signals
+from .task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,8 +47,8 @@ class Watch:
         find: Callable[[int], Origin | None],
     ):
         """find: which module spoilt a step, by running it again."""
-        from .examine import Examiner
         from .trackers import Trackers
+        from .validation import Examiner
 
         self.task, self.data, self.run, self.config, self.run_dir = task, data, run, run.config, run_dir
         self.accelerator, self.log, self.find = accelerator, log, find

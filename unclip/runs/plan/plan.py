@@ -13,7 +13,8 @@ from unclip.randomness import Noise
 from unclip.training.blocks import blocks, recomputed
 from unclip.training.config import TrainConfig
 from unclip.training.run import prepare
-from unclip.types import Batch, Task
+from unclip.training.task import Task
+from unclip.types import Batch
 
 from .count import Count, count
 

@@ -25,13 +25,14 @@ from unclip.clip.task import CLIPTaskConfig
 from unclip.config import Config
 from unclip.data.open import DataConfig
 from unclip.data.order import Data
-from unclip.results import write_files
+from unclip.files import read_json, write_files
 from unclip.training import TrainConfig
-from unclip.types import Task, Text
+from unclip.training.task import Task
+from unclip.types import Text
 from upsamplers import Upsampler, UpsamplerTask
 
 from . import record
-from .statistics import SAMPLES, complete, embeddings_of, measure, resolved
+from .complete import SAMPLES, complete, embeddings_of, measure, resolved
 from .teacher import check_embeddings
 
 Stage = Literal["clip", "prior", "ar_prior", "contrastive_prior", "decoder", "upsampler"]
@@ -153,7 +154,7 @@ def open_part(source: str, name: str) -> checkpoint.Part[Any]:
     if (folder / MODEL / checkpoint.CONFIG).is_file():
         part = _load(folder / MODEL)
         if (folder / IDENTITY).is_file():
-            part.clip_identity = checkpoint.read_json(folder / IDENTITY)
+            part.clip_identity = read_json(folder / IDENTITY)
         return part
     if (folder / checkpoint.CONFIG).is_file() and not (folder / checkpoint.INDEX).is_file():
         return _load(folder)

@@ -20,7 +20,7 @@ COMPARED = ("stage", "model", "start", "clip", "task", "data")  # the loop itsel
 
 def write(training: Training, run: Path) -> None:
     """With absolute paths, so that it says the same from everywhere."""
-    from unclip.results import write_files
+    from unclip.files import write_files
 
     write_files([(run / RECORD, _placed(training, os.path.abspath).to_json().encode())])
 

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
 from unclip.data.pictures import load_picture
+from unclip.pipelines.generation import Generation
+from unclip.types import Inversion, Sampling
 
-from .edits import Edit
-from .results import Generation, Latent
-from .types import Inversion, Sampling
+from .latent import Latent
+from .result import Edit
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .pipeline import Progress, UnCLIP
+    from unclip.pipelines.unclip import Progress, UnCLIP
 
 Picture: TypeAlias = "str | Path | Image.Image | Tensor"
 Source: TypeAlias = "Picture | Latent | Generation | Edit"

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from unclip.data.order import Data
 from unclip.randomness import Noise
-from unclip.types import Batch, Task, move
+from unclip.types import Batch, move
 
 from .config import TrainConfig
 from .log import digits
+from .task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,8 +33,8 @@ class Examiner:
         self.task, self.data, self.config, self.accelerator = task, data, config, accelerator
         n = min(config.examine_samples, len(data))
         self.rows = [i * len(data) // n for i in range(n)]
-        # Shares and batches are even, so that rows 2k and 2k + 1 stay together (`unclip.examined.partners`), and equal, so that
-        # each process runs a sharded network as often as the others; for that the first samples come once more.
+        # Shares and batches are even, so that rows 2k and 2k + 1 stay together (`evaluation.partners`), and equal, so that each
+        # process runs a sharded network as often as the others; for that the first samples come once more.
         world, rank = accelerator.num_processes, accelerator.process_index
         share = 2 * math.ceil(n / world / 2)
         padded = [self.rows[i % n] for i in range(share * world)]

@@ -13,14 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unclip import checkpoint
 from unclip.clip.identity import identity, same_identity
+from unclip.config import Config
+from unclip.editing import edits as manipulate
+from unclip.editing import pca
+from unclip.editing.latent import Latent
+from unclip.files import write_folder
+from unclip.offload import Offload
+from unclip.randomness import Noise
+from unclip.types import (
+    Cond,
+    Decoder,
+    ImageTextEncoder,
+    Prior,
+    Sampling,
+    Text,
+    Upsampler,
+    best_of,
+    keep_contract,
+    move,
+    whole_number,
+)
 
-from . import checkpoint, manipulate, pca
-from .config import Config
-from .offload import Offload
-from .randomness import Noise
-from .results import Generation, Latent
-from .types import Cond, Decoder, ImageTextEncoder, Prior, Sampling, Text, Upsampler, best_of, keep_contract, move, whole_number
+from .generation import Generation
 
 Progress = Callable[[str, int, int], None]  # (stage, pictures done, pictures in all)
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
@@ -342,7 +358,7 @@ class UnCLIP:
                 self.pca.save(aside / pca.FILE)
             (aside / checkpoint.PROVENANCE).write_text(json.dumps(self.provenance, indent=2) + "\n")
 
-        checkpoint.write_folder(folder, write)
+        write_folder(folder, write)
 
     @classmethod
     def from_pretrained(

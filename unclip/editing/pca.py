@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .results import write_files
+from unclip.files import write_files
+from unclip.metrics import principal
 
 FORMAT = "unclip-pca-1"
 FILE = "pca.safetensors"  # beside the index of a pipeline
@@ -68,19 +68,3 @@ class PCA:
                 return cls(*(file.get_tensor(name).clone() for name in ("mean", "components", "variances")))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read as principal components: {error}") from None
-
-
-def principal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Mean, variances in descending order, and orthonormal components as columns; float64, on the CPU."""
-    x = x.detach().cpu().double()
-    if len(x) < 2 or not torch.isfinite(x).all():
-        raise ValueError(f"principal components need at least two finite embeddings; got {tuple(x.shape)}: look at their CLIP")
-    mean = x.mean(0)
-    centred = x - mean
-    variances, components = torch.linalg.eigh(centred.T @ centred / len(x))
-    variances, components = variances.flip(0).clamp(min=0), components.flip(1)
-    if variances[0] <= 1e-12 * x.square().mean():
-        raise ValueError(f"the {len(x)} embeddings are all the same: they have no principal components")
-    # A component's sign is arbitrary; here its largest entry is positive, whatever the linear algebra library.
-    signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
-    return mean, variances, components * signs

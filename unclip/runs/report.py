@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unclip.training.evaluation import cost, judge
 from unclip.training.log import read_log
-
-from .examined import cost, judge
 
 PICTURES = (".png", ".svg", ".pdf", ".html")
 DASHES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of baselines

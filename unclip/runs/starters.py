@@ -154,7 +154,7 @@ def _states(clip: CLIP) -> int:
 
 
 def write(training: Training, path: Path) -> None:
-    from unclip.results import write_files
+    from unclip.files import write_files
 
     if path.exists():
         raise ValueError(f"{path} exists already: choose another file, nothing is overwritten")

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .metrics import ranks, recall_at
-from .randomness import Noise
-from .types import Losses, Text
+from unclip.metrics import ranks, recall_at
+from unclip.randomness import Noise
+from unclip.types import Losses, Text
 
 DRAWS = 4  # timesteps and noises by which each sample's loss is measured
 RATIOS = ("norm", "sharpness")

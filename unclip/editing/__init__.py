@@ -1,0 +1,1 @@
+"""Editing pictures through the latent pair (z_i, x_T)."""

@@ -1,0 +1,1 @@
+"""What a training is, from its configuration to the finished component."""
