@@ -111,12 +111,12 @@ class TextEncoder(nn.Module):
         real = torch.zeros(count, context, dtype=torch.bool, device=device)
         if text is not None:
             self._check(text)
-            length = min(context, text.states.shape[1])
-            given = self.to_states(text.states[:, :length].to(self.null_state))
+            length = min(context, text.token_states.shape[1])
+            given = self.to_states(text.token_states[:, :length].to(self.null_state))
             keep = torch.ones(count, 1, dtype=torch.bool, device=device) if drop is None else ~drop[:, None]
             real[:, :length] = text.mask[:, :length].to(device) & keep
             states = torch.cat([given, states[:, length:].to(given.dtype)], dim=1)
-            pooled = torch.where(keep, self.to_emb(text.embed.to(self.null_state)), pooled)
+            pooled = torch.where(keep, self.to_emb(text.z_t.to(self.null_state)), pooled)
         # One learned token stands in front: alone when there is no caption, hidden when there is one.
         null = self.null_state.expand(count, 1, -1).to(states.dtype)
         absent = ~real.any(dim=1, keepdim=True)
@@ -140,12 +140,12 @@ class TextEncoder(nn.Module):
     def _given(self, text: Text) -> tuple[Tensor, Tensor, Tensor]:
         """States, embedding and mask in float32, cut or padded to the context."""
         self._check(text)
-        device, missing = self.empty_mask.device, self.config.context - text.states.shape[1]
-        states = nn.functional.pad(text.states.to(device, torch.float32), (0, 0, 0, missing))
-        return states, text.embed.to(device, torch.float32), nn.functional.pad(text.mask.to(device), (0, missing))
+        device, missing = self.empty_mask.device, self.config.context - text.token_states.shape[1]
+        states = nn.functional.pad(text.token_states.to(device, torch.float32), (0, 0, 0, missing))
+        return states, text.z_t.to(device, torch.float32), nn.functional.pad(text.mask.to(device), (0, missing))
 
     def _check(self, text: Text) -> None:
-        widths = (text.states.shape[-1], text.embed.shape[-1])
+        widths = (text.token_states.shape[-1], text.z_t.shape[-1])
         if widths != (self.config.states_width, self.config.embed_dim):
             raise ValueError(
                 f"captions come with states and embeddings of widths {widths}, the decoder reads "

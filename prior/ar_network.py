@@ -99,7 +99,7 @@ class ARNetwork(nn.Module):
         """Embed captions; blank ones, and those where `drop` is True, become the null."""
         self._check(text)
         weight = self.null_text
-        mask, embed = text.mask.to(weight.device), text.embed.to(weight.device, weight.dtype)
+        mask, embed = text.mask.to(weight.device), text.z_t.to(weight.device, weight.dtype)
         null = text.blank.to(weight.device)
         if drop is not None:
             null = null | drop.to(weight.device)
@@ -110,7 +110,7 @@ class ARNetwork(nn.Module):
             x = self.text_tokens(text.tokens[:, :length].to(weight.device)) + self.text_positions[:length]
             states, _ = self.text_transformer(x, mask)
         else:
-            states = text.states[:, :length].to(weight.device, weight.dtype)
+            states = text.token_states[:, :length].to(weight.device, weight.dtype)
         given, pooled, absent = self.text(states), self.text_embed(embed)[:, None], self.null(length)
         return Prompt(
             torch.where(null[:, None, None], absent.text.to(given.dtype), given),
@@ -150,14 +150,14 @@ class ARNetwork(nn.Module):
 
     def _check(self, text: Text) -> None:
         config = self.config
-        positions = text.tokens.shape[1] if config.text == "tokens" else text.states.shape[1]
+        positions = text.tokens.shape[1] if config.text == "tokens" else text.token_states.shape[1]
         if positions > config.context:
             raise ValueError(f"captions come with {positions} positions, this prior has {config.context}; is it another CLIP's?")
         if config.text == "tokens" and int(text.tokens.max()) >= config.vocab:
             raise ValueError(f"a caption has token {int(text.tokens.max())}, this prior's vocabulary ends at {config.vocab - 1}")
-        if config.text == "clip_states" and text.states.shape[2] != config.states_width:
+        if config.text == "clip_states" and text.token_states.shape[2] != config.states_width:
             raise ValueError(
-                f"text states are {text.states.shape[2]} wide, this prior reads {config.states_width}; is it another CLIP's?"
+                f"text states are {text.token_states.shape[2]} wide, the prior reads {config.states_width}; is it another CLIP's?"
             )
-        if text.embed.shape[1] != config.embed_dim:
-            raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {config.embed_dim}")
+        if text.z_t.shape[1] != config.embed_dim:
+            raise ValueError(f"text embeddings have {text.z_t.shape[1]} dimensions, this prior reads {config.embed_dim}")

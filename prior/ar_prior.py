@@ -89,11 +89,11 @@ class ARPrior(Part[ARPriorConfig]):
         noise.check(len(image_embed), "embeddings")
         drop = noise.at("drop").uniform() < self.config.text_drop
         prompt = self._prompt(text, drop)
-        symbols = self.symbols(image_embed, text.embed)
+        symbols = self.symbols(image_embed, text.z_t)
         logits, _ = self.network(symbols[:, :-1], prompt)
         nats = cross_entropy(logits.flatten(0, 1).float(), symbols.flatten(), reduction="none").view_as(symbols)
         # Every number falls into some bucket, a broken one too: the training loop shall see it.
-        finite = torch.isfinite(image_embed).all(1) & torch.isfinite(text.embed).all(1)
+        finite = torch.isfinite(image_embed).all(1) & torch.isfinite(text.z_t).all(1)
         total = torch.where(finite.to(nats.device), nats.mean(1), float("nan"))
         right = (logits.detach().argmax(-1) == symbols).float().mean(1)
         return Losses(total, None, {"dot": nats[:, 0], "first": nats[:, 1:9].mean(1), "accuracy": right})
@@ -168,7 +168,7 @@ class ARPrior(Part[ARPriorConfig]):
         self.network.set_frequencies(self.symbols(image_embeds, text_embeds))
 
     def _prompt(self, text: Text, drop: Tensor | None = None) -> Prompt:
-        return self.network.prompt(text._replace(embed=self.scaling.text(text.embed)), drop)
+        return self.network.prompt(text._replace(embed=self.scaling.text(text.z_t)), drop)
 
     def _settings(self, sampling: ARSampling | Sampling | None) -> ARSampling:
         if sampling is None or isinstance(sampling, ARSampling):

@@ -67,7 +67,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
         dropped = noise.at("drop").uniform() < self.config.text_drop
         made = self._predict(text, dropped)
         error = (made.float() - x0).square().mean(1) / STD**2
-        z_t = normalize(text.embed.to(x0).float(), dim=-1)
+        z_t = normalize(text.z_t.to(x0).float(), dim=-1)
         scores = normalize(made.float(), dim=-1) @ z_t.T / self.config.temperature
         nats = cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
         absent = dropped.to(nats.device) | text.blank.to(nats.device)
@@ -80,7 +80,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
         return repeated(self.scaling.unscale(self._predict(text)), n, sampling)
 
     def _predict(self, text: Text, drop: Tensor | None = None) -> Float[Tensor, "b d"]:
-        prompt = self.network.prompt(text._replace(embed=self.scaling.text(text.embed)), drop)
+        prompt = self.network.prompt(text._replace(embed=self.scaling.text(text.z_t)), drop)
         rows = len(prompt.mask)
         # Nothing to denoise: the network sees a zero in its place, always at the same time.
         return self.network(torch.zeros(rows, self.embed_dim, device=self.device), torch.ones(rows, dtype=torch.int64), prompt)

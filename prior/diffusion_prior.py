@@ -167,11 +167,11 @@ class DiffusionPrior(Part[PriorConfig]):
         return Analytic(torch.cat([gamma[:1] * float("nan"), gamma]), float(self.x0_bound))
 
     def _prompt(self, text: Text, drop: Tensor | None = None) -> Prompt:
-        return self.network.prompt(text._replace(embed=self.scaling.text(text.embed)), drop)
+        return self.network.prompt(text._replace(embed=self.scaling.text(text.z_t)), drop)
 
     def set_null(self, text: Text) -> None:
         """Store `clip.encode_text([""])` as what a dropped caption becomes (network.null "empty")."""
-        self.network.set_null(text._replace(embed=self.scaling.text(text.embed)))
+        self.network.set_null(text._replace(embed=self.scaling.text(text.z_t)))
 
     def _check(self, image_embed: Tensor) -> None:
         if image_embed.ndim != 2 or image_embed.shape[1] != self.embed_dim:

@@ -83,9 +83,9 @@ class LinearPrior(Part[LinearPriorConfig]):
         return repeated(self.scaling.unscale(self._predict(text)), n, sampling)
 
     def _predict(self, text: Text) -> Float[Tensor, "b d"]:
-        if text.embed.shape[1] != self.embed_dim:
-            raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {self.embed_dim}")
-        x = self.scaling.text(text.embed.to(self.device)) - self.text_mean
+        if text.z_t.shape[1] != self.embed_dim:
+            raise ValueError(f"text embeddings have {text.z_t.shape[1]} dimensions, this prior reads {self.embed_dim}")
+        x = self.scaling.text(text.z_t.to(self.device)) - self.text_mean
         made = self.network(x.to(self.network.weight.dtype))
         return torch.where(text.blank.to(self.device)[:, None], self.network.bias, made)
 

@@ -129,7 +129,7 @@ class PriorNetwork(nn.Module):
     def _inputs(self, text: Text) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens or states, their mask and z_t, checked and moved here."""
         config, weight = self.config, self.positions
-        raw = text.tokens if config.text == "tokens" else text.states
+        raw = text.tokens if config.text == "tokens" else text.token_states
         if raw.shape[1] > config.context:
             raise ValueError(
                 f"captions come with {raw.shape[1]} positions, this prior has {config.context}; is it another CLIP's?"
@@ -140,10 +140,10 @@ class PriorNetwork(nn.Module):
             )
         if config.text == "tokens" and int(raw.max()) >= config.vocab:
             raise ValueError(f"a caption has token {int(raw.max())}, this prior's vocabulary ends at {config.vocab - 1}")
-        if text.embed.shape[1] != config.embed_dim:
-            raise ValueError(f"text embeddings have {text.embed.shape[1]} dimensions, this prior reads {config.embed_dim}")
+        if text.z_t.shape[1] != config.embed_dim:
+            raise ValueError(f"text embeddings have {text.z_t.shape[1]} dimensions, this prior reads {config.embed_dim}")
         raw = raw.to(weight.device) if config.text == "tokens" else raw.to(weight.device, weight.dtype)
-        return raw, text.mask.to(weight.device), text.embed.to(weight.device, weight.dtype)
+        return raw, text.mask.to(weight.device), text.z_t.to(weight.device, weight.dtype)
 
     def encode(self, prompt: Prompt) -> Cache:
         """Keys and values of text and z_t: what every step and every candidate of a caption share."""

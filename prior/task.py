@@ -32,7 +32,7 @@ class PriorTask(Task):
         """Losses, and one embedding drawn for each caption beside the true one and the caption's."""
         true, text = self._inputs(batch)
         drawn = self.model.sample(text, noise=noise.at("sample"), sampling=self._sampling())[:, 0]
-        embeds = {"drawn": drawn.float(), "true": true.float().to(drawn.device), "text": text.embed.float().to(drawn.device)}
+        embeds = {"drawn": drawn.float(), "true": true.float().to(drawn.device), "text": text.z_t.float().to(drawn.device)}
         ids = caption_ids(text.strings).to(drawn.device)
         return losses(lambda noise: self.model.loss(true, text, noise=noise), noise) | embeds | {"caption": ids}
 

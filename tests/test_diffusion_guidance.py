@@ -3,7 +3,8 @@ import torch
 from oracles import gaussian
 
 from unclip.diffusion.denoiser import Denoiser
-from unclip.diffusion.guidance import classifier_free, threshold
+from unclip.diffusion.guidance import classifier_free, keep_known, observe, threshold
+from unclip.diffusion.samplers import ddim, ddpm
 from unclip.diffusion.schedule import NoiseSchedule
 from unclip.randomness import Noise
 from unclip.types import Prediction
@@ -89,3 +90,35 @@ def test_noise_repeats_and_children_are_independent():
     before = torch.get_rng_state()
     noise.uniform((5,)), noise.integers(0, 9, (5,))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_keep_known_ends_in_the_known_pixels_and_draws_the_others_to_fit():
+    """Two pixels that are equal in all data: when one is known, the other follows."""
+
+    def denoise(x, t):  # exact for x0 = (c, c) with c ~ N(0, 1): both observations tell of one number
+        alpha, sigma = SCHEDULE.at(t, x)
+        x0 = (alpha * x.sum(-1, keepdim=True) / (2 * alpha**2 + sigma**2)).expand_as(x)
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+    images = torch.full((4000, 3, 1, 2), 0.6)
+    keep = torch.tensor([True, False]).expand(4000, 1, 1, 2)
+    noise = Noise.of(0, range(4000))
+    guided = keep_known(denoise, SCHEDULE, images, keep)
+    x = ddpm(guided, noise.at("x_T").normal((3, 1, 2)), SCHEDULE, tuple(range(1000, -1, -20)), noise=noise)
+    assert torch.equal(x[..., 0], images[..., 0])
+    free = ddpm(denoise, noise.at("x_T").normal((3, 1, 2)), SCHEDULE, tuple(range(1000, -1, -20)), noise=noise)
+    assert (x[..., 1] - 0.6).abs().mean() < 0.5 * (free[..., 1] - 0.6).abs().mean()
+    out = guided(x, torch.full((4000,), 500))
+    alpha, sigma = SCHEDULE.at(500, x)
+    assert torch.allclose(alpha * out.x0 + sigma * out.eps, x, atol=1e-5)
+
+
+def test_observe_sees_every_step_and_changes_no_bit():
+    def denoise(x, t):
+        return Prediction(0.5 * x, 0.5 * x)
+
+    seen = []
+    x, times = torch.randn(2, 3, 4, 4), (900, 600, 300, 0)
+    watched = observe(denoise, lambda x_t, t, prediction: seen.append((int(t[0]), prediction.x0.clone())))
+    assert torch.equal(ddim(watched, x, SCHEDULE, times), ddim(denoise, x, SCHEDULE, times))
+    assert [t for t, _ in seen] == [900, 600, 300] and seen[0][1].shape == x.shape

@@ -10,7 +10,7 @@ import torch
 
 from unclip.randomness import Noise
 from unclip.training.task import Task, require
-from unclip.types import Batch, Cond, Sampling, Text, best_of, move, tree_map, whole_number
+from unclip.types import Batch, Cond, Prior, Sampling, Step, Text, accepts, best_of, keep_contract, move, tree_map, whole_number
 
 
 def text(*strings: str) -> Text:
@@ -39,6 +39,28 @@ def test_blank_captions() -> None:
     assert text("", "a", " \t\n", "0").blank.tolist() == [True, False, True, False]
 
 
+def test_captions_that_no_clip_has_read_have_neither_embeddings_nor_states() -> None:
+    bare = Text.of(["a", ""]).repeat(2).rows(slice(1, 3))
+    assert bare.strings == ["a", ""] and bare.blank.tolist() == [False, True]
+    assert bare.embed is None and bare.states is None and not bare.mask.any()
+    for read in (lambda: bare.z_t, lambda: bare.token_states):
+        with pytest.raises(ValueError, match="no CLIP has read these captions.*clip.encode_text"):
+            read()
+    assert torch.equal((read := text("a")).z_t, read.embed) and torch.equal(read.token_states, read.states)
+
+
+def test_keep_contract_takes_parts_of_yesterday_which_know_neither_negative_nor_wrap() -> None:
+    class Yesterday:
+        def loss(self, image_embed, text, *, noise): ...
+        def sample(self, text, *, noise, n=1, sampling=None): ...
+
+    keep_contract(Yesterday(), Prior)
+    assert not accepts(Yesterday().sample, "wrap") and accepts(Yesterday().sample, "sampling")
+    Yesterday.sample = lambda self, text, *, noise, n=1: None
+    with pytest.raises(ValueError, match="does not keep the contract Prior"):
+        keep_contract(Yesterday(), Prior)
+
+
 def test_best_of_takes_the_nearest_direction() -> None:
     wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     embeds = torch.tensor([[[9.0, 9.0], [0.5, 0.1]], [[1.0, 0.1], [0.1, 0.2]]])  # long ones point elsewhere
@@ -49,6 +71,13 @@ def test_best_of_takes_the_nearest_direction() -> None:
     with torch.autocast("cpu", torch.bfloat16):  # in which most of these would be equally near
         kept = best_of(close, close[:, 0] + close[:, 1] * 1.1)
     assert torch.equal(kept, close[:, 1])
+
+
+def test_step_shows_pictures_but_no_embeddings() -> None:
+    step = Step("decoder", 1, 4, 900, torch.full((2, 3, 4, 4), 3.0, dtype=torch.bfloat16), slice(0, 2), 2)
+    shown = step.images()
+    assert shown is not None and shown.dtype == torch.float32 and shown.max() == 1
+    assert step._replace(stage="prior", x0=torch.ones(2, 8)).images() is None
 
 
 def test_trees_keep_their_kind() -> None:

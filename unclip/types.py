@@ -29,23 +29,43 @@ class Text(NamedTuple):
 
     strings: list[str]
     tokens: Int[Tensor, "b l"]
-    embed: Float[Tensor, "b d"]  # pooled and projected, CLIP's z_t
-    states: Float[Tensor, "b l w"]  # per token, after the final norm
+    embed: Float[Tensor, "b d"] | None  # pooled and projected, CLIP's z_t; None = nothing but the strings has been read
+    states: Float[Tensor, "b l w"] | None  # per token, after the final norm
     mask: Bool[Tensor, "b l"]  # True = real token, start and end tokens included
+
+    @classmethod
+    def of(cls, captions: Sequence[str]) -> Text:
+        """Captions that no encoder has read, for parts with a tokenizer of their own: one position each, where no token is."""
+        blank = torch.zeros(len(captions), 1, dtype=torch.int64)
+        return cls(list(captions), blank, None, None, blank.bool())
 
     @property
     def blank(self) -> Bool[Tensor, " b"]:
         """True where there is no caption: every part reads that as its null."""
-        return torch.tensor([not string.strip() for string in self.strings], device=self.embed.device)
+        return torch.tensor([not string.strip() for string in self.strings], device=self.mask.device)
+
+    @property
+    def z_t(self) -> Float[Tensor, "b d"]:
+        """The raw CLIP text embeddings; ValueError where no CLIP has read the captions."""
+        if self.embed is None:
+            raise ValueError("no CLIP has read these captions, and its embeddings are needed: give clip.encode_text(captions)")
+        return self.embed
+
+    @property
+    def token_states(self) -> Float[Tensor, "b l w"]:
+        """The states of CLIP's text transformer; ValueError where no CLIP has read the captions."""
+        if self.states is None:
+            raise ValueError("no CLIP has read these captions, and its token states are needed: give clip.encode_text(captions)")
+        return self.states
 
     def repeat(self, n: int) -> Text:
         """Each caption n times, caption-major: (b, ...) -> (b*n, ...)."""
-        tensors = (x.repeat_interleave(n, dim=0) for x in self[1:])
-        return Text([string for string in self.strings for _ in range(n)], *tensors)
+        tensors = (None if x is None else x.repeat_interleave(n, dim=0) for x in self[1:])
+        return Text([string for string in self.strings for _ in range(n)], *tensors)  # type: ignore[arg-type]
 
     def rows(self, rows: slice) -> Text:
         """Some of the captions."""
-        return Text(self.strings[rows], *(x[rows] for x in self[1:]))
+        return Text(self.strings[rows], *(None if x is None else x[rows] for x in self[1:]))  # type: ignore[arg-type]
 
 
 class Cond(NamedTuple):
@@ -67,6 +87,31 @@ class Prediction(NamedTuple):
 
 
 Denoise = Callable[[Tensor, Tensor], Prediction]  # (x_t, t (b) int in 1..T) -> Prediction
+Wrap = Callable[[Denoise], Denoise]  # applied to the finished denoiser: guided and thresholded
+Guide = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> (b) a log probability, by whose gradient sampling is steered
+
+
+class Step(NamedTuple):
+    """Where a pipeline stands after a denoising step.  `step` counts 1..`steps` anew for each chunk of pictures."""
+
+    stage: str  # "prior", "decoder", "upsampler_256", ...; "invert" while the decoder inverts
+    step: int
+    steps: int
+    t: int  # the timestep that was denoised
+    x0: Tensor  # the clean data as predicted there: of the prior standardised embeddings, else pictures
+    rows: slice  # the pictures of the run that this chunk holds
+    total: int  # pictures of the run
+
+    def images(self) -> Float[Tensor, "b 3 h w"] | None:
+        """A preview: the predicted pictures in [-1, 1] on the CPU; None where embeddings are drawn."""
+        return self.x0.detach().float().clamp(-1, 1).cpu() if self.x0.ndim == 4 else None
+
+
+Callback = Callable[[Step], None]  # may raise Cancelled; changes no bit of what is drawn
+
+
+class Cancelled(Exception):
+    """Raised by a callback to end a run: the pipeline is left as it was, nothing is written."""
 
 
 class Losses(NamedTuple):
@@ -168,7 +213,16 @@ class Prior(Protocol):
 
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
 
-    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Any = None) -> Float[Tensor, "b n d"]: ...
+    def sample(
+        self,
+        text: Text,
+        *,
+        noise: Noise,
+        n: int = 1,
+        sampling: Any = None,
+        negative: Text | None = None,
+        wrap: Wrap | None = None,
+    ) -> Float[Tensor, "b n d"]: ...
 
 
 @runtime_checkable
@@ -190,10 +244,17 @@ class Decoder(Protocol):
         x_t: Tensor | None = None,
         t: int | None = None,
         sampling: Sampling | None = None,
+        negative: Cond | None = None,
+        wrap: Wrap | None = None,
     ) -> Float[Tensor, "b 3 h w"]: ...
 
     def invert(
-        self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, inversion: Inversion | None = None
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        cond: Cond,
+        *,
+        inversion: Inversion | None = None,
+        wrap: Wrap | None = None,
     ) -> tuple[Float[Tensor, "b 3 h w"], tuple[int, ...]]: ...
 
 
@@ -212,7 +273,21 @@ class Upsampler(Protocol):
         *,
         noise: Noise,
         sampling: Sampling | None = None,
+        negative: Cond | None = None,
+        wrap: Wrap | None = None,
     ) -> Tensor: ...
+
+
+OPTIONAL = ("negative", "wrap")  # passed only when there is something to pass: parts may lack them
+
+
+def accepts(method: Callable[..., Any], name: str) -> bool:
+    """Whether a part's method takes the optional argument `name` of its contract."""
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):  # written in another language: nothing is known of it
+        return True
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def keep_contract(part: object, contract: type) -> None:
@@ -230,6 +305,7 @@ def keep_contract(part: object, contract: type) -> None:
             own = inspect.signature(getattr(part, name))
         except (TypeError, ValueError):  # written in another language: nothing is known of it
             continue
+        asked = [p for p in asked if p.name not in OPTIONAL]
         by_name = {p.name: None for p in asked if p.kind is p.KEYWORD_ONLY}
         try:
             own.bind(*asked[: len(asked) - len(by_name)], **by_name)

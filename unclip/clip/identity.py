@@ -26,7 +26,7 @@ def identity(clip: ImageTextEncoder) -> dict[str, Any]:
     module.eval()
     try:
         with torch.no_grad():
-            captions = clip.encode_text(list(CAPTIONS)).embed
+            captions = clip.encode_text(list(CAPTIONS)).z_t
             # A CLIP without an image tower is known by its captions alone.
             pictures = clip.encode_image(fixed_pictures(clip.image_size).to(captions.device)) if clip.image_size else captions[:0]
     finally:

@@ -60,7 +60,7 @@ class CLIPTask(Task):
         if training and self.config.drop_words:
             ids = drop_words(ids, mask, self.config.drop_words, noise.at("words"))
         z_i = F.normalize(self.model.encode_image(images).float(), dim=-1)
-        z_t = F.normalize(self.model.encode_tokens(captions, ids, mask).embed.float(), dim=-1)
+        z_t = F.normalize(self.model.encode_tokens(captions, ids, mask).z_t.float(), dim=-1)
         scale = self.model.logit_scale.float().exp()
         # The loss couples the samples, so every sample of the batch carries the batch's mean.
         total = clip_loss(z_i, z_t, scale).expand(len(z_i))
@@ -76,7 +76,7 @@ class CLIPTask(Task):
         require(batch, ["images", "captions"], "CLIPTask")
         assert batch.images is not None and batch.captions is not None
         z_i = F.normalize(self.model.encode_image(batch.images).float(), dim=-1)
-        z_t = F.normalize(self.model.encode_text(batch.captions).embed.float(), dim=-1)
+        z_t = F.normalize(self.model.encode_text(batch.captions).z_t.float(), dim=-1)
         scale = self.model.logit_scale.float().exp().expand(len(z_i))
         return {"image": z_i, "text": z_t, "scale": scale, "caption": caption_ids(batch.captions).to(z_i.device)}
 

@@ -101,10 +101,10 @@ def write_shard(
         strings = [string.encode() for string in text.strings]
         tensors |= {
             "text.first": _starts(counts),  # picture i has the captions first[i] to first[i + 1]
-            "text.embed": text.embed,
+            "text.embed": text.z_t,
             "text.tokens": text.tokens.to(torch.int32),
             "text.mask": text.mask,
-            "text.states": text.states[text.mask],
+            "text.states": text.token_states[text.mask],
             "text.state": _starts(text.mask.sum(1).tolist()),  # caption j has the states state[j] to state[j + 1]
             "text.strings": torch.frombuffer(bytearray(b"".join(strings)) or bytearray(1), dtype=torch.uint8),
             "text.string": _starts([len(string) for string in strings]),

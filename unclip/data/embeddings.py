@@ -30,7 +30,8 @@ class Embeddings:
             raise ValueError(
                 f"of {len(self.keys)} keys only {len(self._row)} differ; the keys of embeddings are unique"
             )
-        lengths = {len(image_embed), *((len(text.strings), *map(len, text[1:])) if text else ())}
+        columns = [image_embed] if text is None else [image_embed, text.tokens, text.z_t, text.token_states, text.mask]
+        lengths = {*map(len, columns), *([] if text is None else [len(text.strings)])}
         if lengths != {len(self.keys)}:
             raise ValueError(f"{len(self.keys)} keys came with {sorted(lengths)} embeddings; there must be one each")
 
@@ -88,7 +89,7 @@ class Embeddings:
         if image_now is not None:
             pairs["image"] = (image_embed, image_now, alike)
         if text is not None and text_now is not None:
-            pairs["text"] = (text.embed, text_now.embed, 0.999)
+            pairs["text"] = (text.z_t, text_now.z_t, 0.999)
         for what, (old, new, wanted) in pairs.items():
             least = torch.cosine_similarity(old, new).min().item() if old.shape == new.shape else float("nan")
             if not least > wanted:  # also catches NaN

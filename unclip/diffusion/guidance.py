@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unclip.types import Denoise, Prediction, tree_map
+from unclip.types import Denoise, Guide, Prediction, tree_map
 
 from .schedule import NoiseSchedule
 
@@ -40,7 +41,7 @@ def classifier_free(
     return guided
 
 
-def gradient_guidance(denoise: Denoise, fn: Callable[[Tensor, Tensor], Tensor], scale: float) -> Denoise:
+def gradient_guidance(denoise: Denoise, fn: Guide, scale: float) -> Denoise:
     """Fill `score` with scale * grad_x fn(x_t, t), fn (b) a log probability (ADM 4.1; with a noised CLIP, GLIDE 2.4).
 
     ddpm adds variance * score to the mean; ddim and dpmpp_2m take sigma_t * score off eps.
@@ -54,6 +55,34 @@ def gradient_guidance(denoise: Denoise, fn: Callable[[Tensor, Tensor], Tensor], 
         return prediction._replace(score=score if prediction.score is None else prediction.score + score)
 
     return guided
+
+
+def keep_known(
+    denoise: Denoise, schedule: NoiseSchedule, images: Float[Tensor, "b 3 h w"], keep: Bool[Tensor, "b 1 h w"]
+) -> Denoise:
+    """Replace x0 by the known images where `keep` is True, and derive eps from it again (inpainting, GLIDE 2.2).
+
+    For inpainting sample with ddpm: multistep samplers, which look back at earlier x0, leave seams.
+    """
+
+    def replaced(x: Tensor, t: Tensor) -> Prediction:
+        prediction = denoise(x, t)
+        x0 = torch.where(keep.to(x.device), images.to(prediction.x0), prediction.x0)
+        alpha, sigma = schedule.at(t, x0)
+        return prediction._replace(x0=x0, eps=(x - alpha * x0) / sigma)
+
+    return replaced
+
+
+def observe(denoise: Denoise, see: Callable[[Tensor, Tensor, Prediction], None]) -> Denoise:
+    """Show every (x_t, t) and its prediction to `see`, which changes nothing: progress, previews, cancelling."""
+
+    def seen(x: Tensor, t: Tensor) -> Prediction:
+        prediction = denoise(x, t)
+        see(x, t, prediction)
+        return prediction
+
+    return seen
 
 
 def threshold(

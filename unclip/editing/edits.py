@@ -180,7 +180,7 @@ def text_diff(
         raise ValueError(f"the target is {target!r} and the source {source!r}: both are captions, and the source may be left out")
     if not target.strip():
         raise ValueError("the target caption is empty: say what the picture shall become")
-    texts = normalize(pipe.clip.encode_text([target] if source is None else [target, source]).embed.float().cpu(), dim=-1)
+    texts = normalize(pipe.clip.encode_text([target] if source is None else [target, source]).z_t.float().cpu(), dim=-1)
     direction = texts[0] if source is None else texts[0] - texts[1]
     if direction.norm() < 1e-4:
         raise ValueError(f"{target!r} and {source!r} mean the same to this CLIP: there is no direction between them")

@@ -254,7 +254,7 @@ class UnCLIP:
             drawn = self.prior.sample(some, noise=noise[rows], n=self.candidates, sampling=sampling)
             self._check_drawn(drawn, len(some.strings))
             # Without a caption there is nothing to be near to: the first draw is the unconditional one.
-            nearest, blank = best_of(drawn, some.embed), some.blank.to(drawn.device)
+            nearest, blank = best_of(drawn, some.z_t), some.blank.to(drawn.device)
             kept.append(torch.where(blank[:, None], drawn[:, 0], nearest).float().cpu())
             report("prior", rows.stop, len(noise))
         return torch.cat(kept)

@@ -58,7 +58,7 @@ def complete(part: Any, known: Known, clip: CLIP | None, *, fresh: bool, say: Ca
     assert clip is not None
     if isinstance(part, ARPrior) and (fresh or bool(part.dot.edges.isnan().any())):
         image_embed, text = known()
-        part.fit(image_embed, text.embed)
+        part.fit(image_embed, text.z_t)
         _tell(fresh, say, f"components and buckets were measured on {len(image_embed)} embeddings")
     elif isinstance(part, (DiffusionPrior, ContrastivePrior)) and (fresh or not _fitted(part)):
         image_embed, _ = known()

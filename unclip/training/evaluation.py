@@ -93,7 +93,7 @@ def partners(x: Tensor) -> Tensor:
 def partner_texts(text: Text) -> Text:
     """Each caption's partner."""
     order = partners(torch.arange(len(text.strings))).tolist()
-    return Text([text.strings[i] for i in order], *(partners(x) for x in text[1:]))
+    return Text([text.strings[i] for i in order], *(None if x is None else partners(x) for x in text[1:]))  # type: ignore[arg-type]
 
 
 def caption_ids(captions: Sequence[str]) -> Int[Tensor, " b"]:
