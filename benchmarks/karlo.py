@@ -194,11 +194,11 @@ def our_part(stage: str, size: Size, dtype: torch.dtype) -> Any:
         from decoder import Decoder
 
         attention = tuple(range(1, len(levels)))
-        unet = UNetConfig(out_channels=6, attention=attention, context_width=size.context, **shape)  # type: ignore[arg-type]
-        return _made(Decoder, karlo.decoder_config(unet, size.pixels, size.embed, 4, 77, 25), dtype)
+        unet = UNetConfig(attention=attention, **shape)  # type: ignore[arg-type]
+        return _made(Decoder, karlo.decoder_config(unet, size.context, size.pixels, size.embed, 4, 77, 25), dtype)
     from upsamplers import Upsampler
 
-    unet = UNetConfig(in_channels=6, modulation="add", **shape)  # type: ignore[arg-type]
+    unet = UNetConfig(modulation="add", **shape)  # type: ignore[arg-type]
     return _made(Upsampler, karlo.upsampler_config(unet, 4), dtype)
 
 
@@ -222,7 +222,7 @@ def _text(config: Any, b: int) -> Any:
     """Captions that fill the context."""
     from unclip.types import Text
 
-    width = config.network.embed_dim if hasattr(config, "network") else config.embed_dim
+    width = config.network.embed_dim if hasattr(config, "network") else config.conditions.image_embed.embed_dim
     mask = torch.ones(b, 77, dtype=torch.bool)
     states, embed = draw(torch.float32, b, 77, width), draw(torch.float32, b, width)
     return Text(["a caption"] * b, mask.long(), embed, states, mask)

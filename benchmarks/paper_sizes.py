@@ -31,12 +31,13 @@ class Row(NamedTuple):
 
 
 # What unCLIP's Table 3 and, for the parts of its decoder, GLIDE 4 say.  CLIP's size is printed in neither.
+TEXT = "network.conditions.text"
 PAPER: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     "clip": (lambda: CLIP(paper.clip().model), {"": None, "network.visual": None}),
     "prior": (lambda: DiffusionPrior(paper.prior().model), {"": 1e9, "network.transformer": 1e9}),
     "decoder": (
         lambda: Decoder(paper.decoder().model),
-        {"": 3.5e9, "network.unet": 2.3e9, "network.text": 1.2e9, "network.text.transformer": 1.2e9},
+        {"": 3.5e9, "network.unet": 2.3e9, TEXT: 1.2e9, f"{TEXT}.encoder.transformer": 1.2e9},
     ),
     "upsampler_256": (lambda: Upsampler(paper.upsampler_256().model), {"": 7e8}),
     "upsampler_1024": (lambda: Upsampler(paper.upsampler_1024().model), {"": 3e8}),

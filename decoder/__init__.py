@@ -1,7 +1,7 @@
-"""The decoder: CLIP image embedding (and caption) -> 64-pixel image."""
+"""The decoder: CLIP image embedding, caption or label -> 64-pixel image."""
 
-from .decoder import Decoder, DecoderConfig
+from .config import DecoderConfig
+from .decoder import Decoder
 from .task import DecoderTask
-from .text_encoder import TextEncoderConfig
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderTask", "TextEncoderConfig"]
+__all__ = ["Decoder", "DecoderConfig", "DecoderTask"]

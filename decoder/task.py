@@ -10,7 +10,7 @@ from unclip.clip.preprocess import fit_square
 from unclip.randomness import Noise
 from unclip.training.evaluation import losses, mean_losses, partner_texts, partners
 from unclip.training.task import Task, require
-from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Sampling
+from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Sampling, Text
 
 from .decoder import Decoder
 
@@ -18,9 +18,10 @@ NOISY = 0.25  # signal-to-noise ratio at which it is asked what the conditions c
 
 
 class DecoderTask(Task):
-    """Batches hold `images` and, unless a frozen `clip` is given to make them, `image_embed` and `text`.
+    """Batches hold `images` and what the decoder takes: `labels`, `image_embed` and `text`, which a frozen `clip` may make.
 
-    Pictures may be larger than the decoder's: CLIP sees them as they come, the decoder at its own size.
+    A decoder with a tokenizer of its own reads `captions`.  Pictures may be larger than the decoder's: CLIP sees them as they
+    come, the decoder at its own size.
     """
 
     def __init__(self, model: Decoder, clip: ImageTextEncoder | None = None):
@@ -47,12 +48,17 @@ class DecoderTask(Task):
         t = torch.full((b,), 1 + int((schedule.snr(torch.arange(1, schedule.T + 1)) > NOISY).sum())).clamp(max=schedule.T)
         alpha, sigma = schedule.at(t, images)
         x_t = alpha * images + sigma * noise.at("change").normal(images.shape[1:]).to(images)
-        assert cond.image_embed is not None
-        conds = {"own": cond, "image": cond._replace(image_embed=partners(cond.image_embed))}
+        conds = {"own": cond}
+        if cond.image_embed is not None:
+            conds["image"] = cond._replace(image_embed=partners(cond.image_embed))
         if cond.text is not None:
             conds["text"] = cond._replace(text=partner_texts(cond.text))
+        if cond.label is not None:
+            conds["label"] = cond._replace(label=partners(cond.label))
         x0 = {name: self.model.denoise(c, b, Sampling())(x_t, t).x0.clamp(-1, 1) for name, c in conds.items()}
-        rows = {"error": _rms(x0["own"] - images), "error/other": _rms(x0["image"] - images)}
+        rows = {"error": _rms(x0["own"] - images)}
+        if len(conds) > 1:  # the first condition tells the picture best
+            rows["error/other"] = _rms(x0[list(conds)[1]] - images)
         rows |= {f"change_{name}": _rms(x0[name] - x0["own"]) for name in conds if name != "own"}
         if b % 2:
             for name in rows.keys() - {"error"}:
@@ -69,19 +75,27 @@ class DecoderTask(Task):
         return self.model.sample(self._cond(batch), noise=noise)
 
     def _cond(self, batch: Batch) -> Cond:
-        image_embed, text = batch.image_embed, batch.text
-        reads_text = self.model.config.text is not None
-        if image_embed is None or (reads_text and text is None):
-            (clip,) = self._clip
-            if clip is None:
-                require(batch, ["image_embed", *(["text"] if reads_text else [])], "DecoderTask without a CLIP")
-            else:
-                require(batch, ["images", *(["captions"] if reads_text else [])], "DecoderTask")
-                assert batch.images is not None
-                with torch.no_grad():
-                    image_embed = clip.encode_image(batch.images) if image_embed is None else image_embed
-                    text = clip.encode_text(batch.captions or []) if reads_text and text is None else text
-        return Cond(image_embed=image_embed, text=text if reads_text else None)
+        takes, caption = self.model.takes, self.model.config.conditions.text
+        given = Cond(batch.image_embed, batch.text, batch.labels)
+        if caption is not None and caption.tokenizer != "given" and given.text is None:
+            require(batch, ["captions"], "DecoderTask")
+            given = given._replace(text=Text.of(batch.captions or []))
+        taught = [name for name in ("image_embed", "text") if name in takes]
+        lacks = [name for name in taught if getattr(given, name) is None]
+        (clip,) = self._clip
+        if lacks and clip is None:
+            require(batch, taught, "DecoderTask without a CLIP")
+        elif lacks and clip is not None:
+            require(batch, [{"image_embed": "images", "text": "captions"}[name] for name in taught], "DecoderTask")
+            assert batch.images is not None
+            with torch.no_grad():
+                if "image_embed" in lacks:
+                    given = given._replace(image_embed=clip.encode_image(batch.images))
+                if "text" in lacks:
+                    given = given._replace(text=clip.encode_text(batch.captions or []))
+        if "label" in takes:
+            require(batch, ["labels"], "DecoderTask")
+        return Cond(**{name: getattr(given, name) for name in takes})
 
 
 def _rms(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from unclip.config import Config
 from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import sinusoid
+from unclip.nn.text import TextConfig, TextReader
 from unclip.nn.transformer import Cache, Transformer, TransformerConfig
 from unclip.types import Text
 
-from .network import Prompt
+from .network import Prompt, used
 
 
 class ARNetworkConfig(Config, frozen=True, kw_only=True):
@@ -44,12 +45,16 @@ class ARNetworkConfig(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.text == "tokens" and self.text_transformer is None:
             raise ValueError("an AR prior over tokens needs a text_transformer")
-        if self.text == "clip_states" and self.states_width is None:
-            raise ValueError("an AR prior over CLIP states needs states_width, the width of CLIP's text transformer")
         if self.transformer.width % 2:
             raise ValueError(f"the symbols' sinusoids need an even width, not {self.transformer.width}")
-        if min(self.embed_dim, self.context, self.vocab) < 1:
-            raise ValueError(f"embed_dim, context and vocab are at least 1, not {self.embed_dim}, {self.context}, {self.vocab}")
+        _ = self.reading  # refuses what cannot be read
+
+    @property
+    def reading(self) -> TextConfig:
+        """What is read of a caption."""
+        return TextConfig(
+            kind=self.text, context=self.context, vocab=self.vocab, states_width=self.states_width, embed_dim=self.embed_dim
+        )
 
 
 class ARNetwork(nn.Module):
@@ -71,6 +76,7 @@ class ARNetwork(nn.Module):
         else:
             assert config.states_width is not None
             inner = config.states_width
+        self.reader = TextReader(config.reading)
         self.text = Linear(inner, width)
         self.text_embed = Linear(config.embed_dim, width)
         self.null_text = nn.Parameter(0.02 * torch.randn(width))  # stands alone in place of the caption
@@ -97,25 +103,19 @@ class ARNetwork(nn.Module):
 
     def prompt(self, text: Text, drop: Bool[Tensor, " b"] | None = None) -> Prompt:
         """Embed captions; blank ones, and those where `drop` is True, become the null."""
-        self._check(text)
-        weight = self.null_text
-        mask, embed = text.mask.to(weight.device), text.z_t.to(weight.device, weight.dtype)
-        null = text.blank.to(weight.device)
-        if drop is not None:
-            null = null | drop.to(weight.device)
-        length = max(1, int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1)
-        mask = mask[:, :length]
+        given = self.reader(text, len(text.strings), self.null_text, drop)
+        assert given.embed is not None
+        length = used(given.mask.any(0))
+        raw, mask = given.raw[:, :length], given.mask[:, :length]
         if self.config.text == "tokens":
             # Bidirectional: a caption is given as a whole.  (The paper does not say.)
-            x = self.text_tokens(text.tokens[:, :length].to(weight.device)) + self.text_positions[:length]
-            states, _ = self.text_transformer(x, mask)
-        else:
-            states = text.token_states[:, :length].to(weight.device, weight.dtype)
-        given, pooled, absent = self.text(states), self.text_embed(embed)[:, None], self.null(length)
+            raw, _ = self.text_transformer(self.text_tokens(raw) + self.text_positions[:length], mask)  # (b, length, inner)
+        states, pooled, absent = self.text(raw), self.text_embed(given.embed)[:, None], self.null(length)
+        null = given.null[:, None]
         return Prompt(
-            torch.where(null[:, None, None], absent.text.to(given.dtype), given),
-            torch.where(null[:, None, None], absent.embed.to(pooled.dtype), pooled),
-            torch.where(null[:, None], absent.mask, mask),
+            torch.where(null[..., None], absent.text.to(states.dtype), states),
+            torch.where(null[..., None], absent.embed.to(pooled.dtype), pooled),
+            torch.where(null, absent.mask, mask),
         )
 
     def null(self, length: int) -> Prompt:
@@ -147,17 +147,3 @@ class ARNetwork(nn.Module):
 
     def _embed(self, symbols: Tensor, first: int) -> Tensor:
         return self.symbols(symbols.to(self.positions.device)) + self.positions[first : first + symbols.shape[1]]
-
-    def _check(self, text: Text) -> None:
-        config = self.config
-        positions = text.tokens.shape[1] if config.text == "tokens" else text.token_states.shape[1]
-        if positions > config.context:
-            raise ValueError(f"captions come with {positions} positions, this prior has {config.context}; is it another CLIP's?")
-        if config.text == "tokens" and int(text.tokens.max()) >= config.vocab:
-            raise ValueError(f"a caption has token {int(text.tokens.max())}, this prior's vocabulary ends at {config.vocab - 1}")
-        if config.text == "clip_states" and text.token_states.shape[2] != config.states_width:
-            raise ValueError(
-                f"text states are {text.token_states.shape[2]} wide, the prior reads {config.states_width}; is it another CLIP's?"
-            )
-        if text.z_t.shape[1] != config.embed_dim:
-            raise ValueError(f"text embeddings have {text.z_t.shape[1]} dimensions, this prior reads {config.embed_dim}")

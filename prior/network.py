@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unclip.config import Config
 from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import TimestepEmbedding
+from unclip.nn.text import TextConfig, TextInput, TextReader
 from unclip.nn.transformer import Cache, Transformer, TransformerConfig
 from unclip.types import Text
 
@@ -32,12 +33,21 @@ class PriorNetworkConfig(Config, frozen=True, kw_only=True):
     first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
 
     def __post_init__(self) -> None:
-        if self.text == "clip_states" and self.states_width is None:
-            raise ValueError("a prior over CLIP states needs states_width, the width of CLIP's text transformer")
-        if min(self.embed_dim, self.context, self.vocab) < 1:
-            raise ValueError(f"embed_dim, context and vocab are at least 1, not {self.embed_dim}, {self.context}, {self.vocab}")
+        _ = self.reading  # refuses what cannot be read
         if self.transformer.width % 2:
             raise ValueError(f"the timestep's sinusoid needs an even width, not {self.transformer.width}")
+
+    @property
+    def reading(self) -> TextConfig:
+        """What is read of a caption."""
+        return TextConfig(
+            kind=self.text,
+            context=self.context,
+            vocab=self.vocab,
+            states_width=self.states_width,
+            embed_dim=self.embed_dim,
+            null=self.null,
+        )
 
 
 class Prompt(NamedTuple):
@@ -50,10 +60,6 @@ class Prompt(NamedTuple):
 
 class PriorNetwork(nn.Module):
     """(x_t, t, prompt or its cache) -> the clean embedding (b, embed_dim), in the units of x_t."""
-
-    empty_text: Tensor  # CLIP's empty caption, when config.null is "empty"
-    empty_embed: Tensor
-    empty_mask: Tensor
 
     def __init__(self, config: PriorNetworkConfig):
         super().__init__()
@@ -72,78 +78,42 @@ class PriorNetwork(nn.Module):
         self.positions = nn.Parameter(0.01 * torch.randn(config.context + 4, width))
         self.transformer = Transformer(config.transformer)
         self.out = Linear(width, dim)
+        self.reader = TextReader(config.reading)
         if config.null == "learned":
             self.null_text = nn.Parameter(0.02 * torch.randn(width))  # stands alone in place of the caption
             self.null_embed = nn.Parameter(0.02 * torch.randn(width))
-        else:
-            shape = (config.context,) if config.text == "tokens" else (config.context, config.states_width or 0)
-            self.register_buffer("empty_text", torch.zeros(shape, dtype=torch.int64 if config.text == "tokens" else None))
-            self.register_buffer("empty_embed", torch.zeros(dim))
-            self.register_buffer("empty_mask", torch.zeros(config.context, dtype=torch.bool))
 
     def prompt(self, text: Text, drop: Bool[Tensor, " b"] | None = None) -> Prompt:
         """Embed captions; blank ones, and those where `drop` is True, become the null."""
-        raw, mask, embed = self._inputs(text)
-        null = text.blank.to(mask.device) if drop is None else text.blank.to(mask.device) | drop.to(mask.device)
-        length = max(self._null_length(), _used(mask.any(0)))
-        absent = self.null(length)
-        pad = max(0, length - mask.shape[1])
-        given = self.text(raw[:, :length])
-        given = nn.functional.pad(given, (0, 0, 0, pad)) + self.positions[:length]
-        mask = nn.functional.pad(mask[:, :length], (0, pad))
-        pooled = self.text_embed(embed)[:, None] + self.positions[self.config.context]
+        given = self.reader(text, len(text.strings), self.positions, drop)
+        null_length = 1 if self.config.null == "learned" else used(self.reader.empty_mask)
+        length = max(null_length, used(given.mask.any(0)))
+        said, absent, null = self._embed(given, length), self.null(length), given.null[:, None]
         return Prompt(
-            torch.where(null[:, None, None], absent.text.to(given.dtype), given),
-            torch.where(null[:, None, None], absent.embed.to(pooled.dtype), pooled),
-            torch.where(null[:, None], absent.mask, mask),
+            torch.where(null[..., None], absent.text.to(said.text.dtype), said.text),
+            torch.where(null[..., None], absent.embed.to(said.embed.dtype), said.embed),
+            torch.where(null, absent.mask, said.mask),
         )
 
     def null(self, length: int) -> Prompt:
         """The prompt (one row) of no caption, with `length` text positions."""
-        where, rest = self.positions[:length], self.positions[self.config.context]
-        if self.config.null == "learned":
-            mask = torch.arange(length, device=where.device) == 0
-            return Prompt((self.null_text + where)[None], (self.null_embed + rest)[None, None], mask[None])
-        if not self.empty_mask.any():
-            raise ValueError(
-                "this prior's null is CLIP's empty caption, which it was not given: set_null(clip.encode_text(['']))"
-            )
-        weight, empty = self.positions, self.empty_text[:length]
-        given = self.text(empty if self.config.text == "tokens" else empty.to(weight.dtype))
-        pooled = self.text_embed(self.empty_embed.to(weight.dtype))
-        return Prompt((given + where)[None], (pooled + rest)[None, None], self.empty_mask[None, :length])
+        if self.config.null == "empty":
+            return self._embed(self.reader(None, 1, self.positions), length)
+        where, last = self.positions[:length], self.positions[self.config.context]
+        mask = torch.arange(length, device=where.device) == 0
+        return Prompt((self.null_text + where)[None], (self.null_embed + last)[None, None], mask[None])
 
-    @torch.no_grad()
     def set_null(self, text: Text) -> None:
         """Store CLIP's empty caption, one row, as the null (config.null "empty")."""
-        if self.config.null != "empty" or len(text.mask) != 1:
-            raise ValueError(f"set_null takes one empty caption, for null 'empty'; got {len(text.mask)} and {self.config.null!r}")
-        raw, mask, embed = self._inputs(text)
-        length = raw.shape[1]
-        self.empty_text.zero_()[:length], self.empty_mask.zero_()[:length] = raw[0], mask[0]
-        self.empty_embed.copy_(embed[0])
+        self.reader.set_null(text)
 
-    def _null_length(self) -> int:
-        return 1 if self.config.null == "learned" else _used(self.empty_mask)
-
-    def _inputs(self, text: Text) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens or states, their mask and z_t, checked and moved here."""
-        config, weight = self.config, self.positions
-        raw = text.tokens if config.text == "tokens" else text.token_states
-        if raw.shape[1] > config.context:
-            raise ValueError(
-                f"captions come with {raw.shape[1]} positions, this prior has {config.context}; is it another CLIP's?"
-            )
-        if config.text == "clip_states" and raw.shape[2] != config.states_width:
-            raise ValueError(
-                f"text states are {raw.shape[2]} wide, this prior reads {config.states_width}; is it another CLIP's?"
-            )
-        if config.text == "tokens" and int(raw.max()) >= config.vocab:
-            raise ValueError(f"a caption has token {int(raw.max())}, this prior's vocabulary ends at {config.vocab - 1}")
-        if text.z_t.shape[1] != config.embed_dim:
-            raise ValueError(f"text embeddings have {text.z_t.shape[1]} dimensions, this prior reads {config.embed_dim}")
-        raw = raw.to(weight.device) if config.text == "tokens" else raw.to(weight.device, weight.dtype)
-        return raw, text.mask.to(weight.device), text.z_t.to(weight.device, weight.dtype)
+    def _embed(self, given: TextInput, length: int) -> Prompt:
+        """Captions cut or padded to `length` positions."""
+        assert given.embed is not None
+        missing = max(0, length - given.mask.shape[1])
+        text = nn.functional.pad(self.text(given.raw[:, :length]), (0, 0, 0, missing)) + self.positions[:length]  # (b, l, w)
+        embed = self.text_embed(given.embed)[:, None] + self.positions[self.config.context]  # (b, 1, w)
+        return Prompt(text, embed, nn.functional.pad(given.mask[:, :length], (0, missing)))
 
     def encode(self, prompt: Prompt) -> Cache:
         """Keys and values of text and z_t: what every step and every candidate of a caption share."""
@@ -173,6 +143,6 @@ class PriorNetwork(nn.Module):
         return torch.stack(tokens, dim=1) + self.positions[self.config.context + 1 :]
 
 
-def _used(mask: Bool[Tensor, " l"]) -> int:
+def used(mask: Bool[Tensor, " l"]) -> int:
     """Positions up to the last real one, at least 1."""
     return int(mask.nonzero().max()) + 1 if mask.any() else 1

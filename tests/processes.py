@@ -55,7 +55,7 @@ def prior(dropout: float = 0.0) -> PriorTask:
 
 
 def decoder(dropout: float = 0.0) -> DecoderTask:
-    unet = tiny.unet(attention=(0, 1), multiple=(1, 2), head_channels=16, context_width=16, patch=2, dropout=dropout)
+    unet = tiny.unet(attention=(0, 1), multiple=(1, 2), head_channels=16, patch=2, dropout=dropout)
     return DecoderTask(tiny.decoder(unet=unet))
 
 

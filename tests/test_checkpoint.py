@@ -177,7 +177,7 @@ def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str
             lambda c: c["config"].update(imagesize=3),
             r"decoder/config.json .*`imagesize`.*DecoderConfig has image_size, unet",
         ),
-        (CONFIG, lambda c: c["config"]["unet"].update(width=3), r"`width`.*\$\.unet.*UNetConfig has in_channels"),
+        (CONFIG, lambda c: c["config"]["unet"].update(width=3), r"`width`.*\$\.unet.*UNetConfig has channels"),
         (CONFIG, lambda c: c["config"].pop("unet") and None, "missing required field `unet`"),
         (CONFIG, lambda c: c["config"].update(image_size="16"), r"int.*str.*\$\.image_size"),
         (CONFIG, lambda c: c["config"]["unet"].update(channels=33), "channels is 33"),

@@ -140,7 +140,7 @@ def test_what_is_missing_in_a_start_is_made_and_told(capsys: pytest.CaptureFixtu
     said: list[str] = []
     made = build(Training.load(file("bare", "prior", start="bare")), say=said.append)
     assert len(said) == 2 and "statistics" in said[0] and "null" in said[1]
-    assert made.task.model.network.empty_mask.any() and made.task.model.scaling.norm != 1  # type: ignore[union-attr, operator]
+    assert made.task.model.network.reader.empty_mask.any() and made.task.model.scaling.norm != 1  # type: ignore[union-attr, operator]
     whole = made.task.model
     whole.save_pretrained("complete")  # type: ignore[operator]
     said.clear()

@@ -239,7 +239,7 @@ def test_settings(parts: dict[str, Any]) -> None:
     prior, decoder, upsampler = (parts[name].config for name in ("prior", "decoder", "upsampler_64"))
     assert (prior.clamp, prior.sampling) == (5.0, Sampling(sampler="ddpm", steps=25, guidance=4.0, variance="small"))
     expected = Sampling(sampler="ddpm", steps=25, guidance=8.0, variance="learned", threshold="static")
-    assert (decoder.sampling, decoder.embedding, decoder.text.null) == (expected, "raw", "empty")
+    assert (decoder.sampling, decoder.conditions.image_embed.scale, decoder.conditions.text.null) == (expected, "raw", "empty")
     assert upsampler.sampling == Sampling(sampler="ddpm", steps=7, variance="small", threshold="static")
     assert (upsampler.scale, upsampler.last_step, upsampler.unet.modulation) == (4, "own", "add")
     assert {prior.network.first_timestep, decoder.first_timestep, upsampler.first_timestep} == {0}
@@ -258,7 +258,7 @@ def test_statistics(parts: dict[str, Any], reference: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_image_tokens_are_stored_by_channel(parts: dict[str, Any], reference: dict[str, Any]) -> None:
     theirs = reference["text_proj"].clip_extra_context_tokens_proj
-    ours, image = parts["decoder"].network.image_to_tokens, random(1, karlo.EMBED)
+    ours, image = parts["decoder"].network.conditions.image_embed.to_tokens, random(1, karlo.EMBED)
     tokens = theirs(image).reshape(1, -1, 4).permute(0, 2, 1)
     assert torch.allclose(ours(image).unflatten(-1, (4, -1)), tokens, atol=1e-6)
     assert torch.equal(ours.weight, karlo.token_rows(theirs.weight)) and not torch.equal(ours.weight, theirs.weight)
@@ -280,9 +280,9 @@ def test_the_masks(parts: dict[str, Any]) -> None:
 
 def test_the_null_is_clips_empty_caption(parts: dict[str, Any]) -> None:
     empty = parts["clip"].encode_text([""])
-    for part in (parts["prior"].network, parts["decoder"].network.text):
+    for part in (parts["prior"].network.reader, parts["decoder"].network.conditions.text.reader):
         assert torch.equal(part.empty_mask, empty.mask[0]) and int(part.empty_mask.sum()) == 2  # start and end
-        assert torch.allclose(part.empty_embed, empty.embed[0]) and torch.allclose(part.empty_text, empty.states[0])
+        assert torch.allclose(part.empty_embed, empty.embed[0]) and torch.allclose(part.empty_raw, empty.states[0])
 
 
 # The whole

@@ -18,6 +18,7 @@ from decoder.network import DecoderNetwork
 from prior.network import PriorNetwork
 from unclip.checkpoint import fill
 from unclip.convert import karlo as family
+from unclip.convert.karlo import NULL_IMAGE
 from unclip.convert.karlo_diffusers import CONDITIONS, PRIOR
 from unclip.convert.pickles import Lazy
 from unclip.convert.table import gather, row
@@ -92,17 +93,17 @@ def test_prior() -> None:
 def test_decoder() -> None:
     """0.9B: 320 channels, 3 blocks a level, a context of 1536."""
     theirs, projections = karlo.decoder(levels=LEVELS, depth=3, context=1536, embed=EMBED)
-    unet = UNetConfig(out_channels=6, channels=320, depth=3, attention=(1, 2, 3), context_width=1536)
-    config = family.decoder_config(unet, 64, EMBED, 4, 77, 25)
+    unet = UNetConfig(channels=320, depth=3, attention=(1, 2, 3))
+    config = family.decoder_config(unet, 1536, 64, EMBED, 4, 77, 25)
     with torch.device("meta"):
         network = DecoderNetwork(config)
     table = {
         **family.conditions(CONDITIONS, 4),
-        "network.null_image": row("text_proj.learned_classifier_free_guidance_embeddings"),
+        NULL_IMAGE: row("text_proj.learned_classifier_free_guidance_embeddings"),
         **family.denoising(unet, "diffusers", "decoder."),
     }
     ours = converted(network, table, {**lazies("decoder.", theirs), **lazies("text_proj.", projections)})
-    ours.text.empty_mask[:2] = True
+    ours.conditions.text.reader.empty_mask[:2] = True
     generator = torch.Generator().manual_seed(1)
     text, image = texts(1), torch.randn(1, EMBED, generator=generator)
     x, t = torch.randn(1, 3, 64, 64, generator=generator), torch.tensor([300])
@@ -124,9 +125,9 @@ def test_decoder() -> None:
 def test_upsampler() -> None:
     """0.7B: 320 channels at 256 pixels.  The network of the last step is its equal."""
     theirs = karlo.super_res(3, levels=LEVELS, depth=3, size=256)
-    unet = UNetConfig(in_channels=6, channels=320, depth=3, modulation="add")
+    unet = UNetConfig(channels=320, depth=3, modulation="add")
     with torch.device("meta"):
-        network = UpsamplerNetwork(unet, 4, "image", "bicubic", 0, "own")
+        network = UpsamplerNetwork(family.upsampler_config(unet, 4))
     network.last_time, network.last_unet = None, None
     table = family.denoising(unet, "diffusers", "", "network.time.", "network.unet.")
     ours = converted(network, table, lazies("", theirs))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import tiny
 import torch
 
-from decoder import Decoder, TextEncoderConfig
+from decoder import Decoder
+from unclip.conditions import Caption
 from unclip.randomness import Noise
 from unclip.types import Cond, Text
 from upsamplers import Upsampler
 
-EMPTY = TextEncoderConfig(kind="clip_states", context=tiny.CONTEXT, states_width=tiny.WIDTH, embed_dim=tiny.EMBED, null="empty")
+EMPTY = Caption(kind="clip_states", context=tiny.CONTEXT, states_width=tiny.WIDTH, embed_dim=tiny.EMBED, null="empty")
 
 
-def empty_decoder(**changes: Any) -> Decoder:
-    made: Decoder = tiny._build(Decoder, tiny.decoder().config.replace(text=EMPTY, **changes), 2)
+def empty_decoder(text_drop: float = 0.5, image_drop: float = 0.1) -> Decoder:
+    config = tiny.decoder().config
+    image = config.conditions.image_embed.replace(drop=image_drop)
+    conditions = config.conditions.replace(text=EMPTY.replace(drop=text_drop), image_embed=image)
+    made: Decoder = tiny._build(Decoder, config.replace(conditions=conditions), 2)
     return made
 
 
@@ -56,7 +58,7 @@ def test_every_parameter_of_such_a_decoder_learns() -> None:
 
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="null 'empty' is CLIP's empty caption"):
-        TextEncoderConfig(kind="tokens", transformer=tiny.prior().config.network.transformer, null="empty")
+        Caption(kind="tokens", transformer=tiny.prior().config.network.transformer, null="empty")
     with pytest.raises(ValueError, match="reads no captions"):
         tiny.decoder(text=False).set_null(caption(""))
     with pytest.raises(ValueError, match="set_null takes one empty caption, for null 'empty'; got 1 and 'learned'"):

@@ -308,7 +308,7 @@ def test_training_on(stage: str, model: str, monkeypatch: pytest.MonkeyPatch) ->
     parameters = {key for key, _ in before.named_parameters()}
     moved = {key for key in parameters if not torch.equal(told[key], new[key])}
     # A step at t = 1 is one of a thousand, and a picture's embedding is dropped in a tenth.
-    spared = {key for key in parameters if "last_" in key or key == "network.null_image"}
+    spared = {key for key in parameters if "last_" in key or key == "network.conditions.image_embed.null"}
     assert parameters - spared <= moved and all((new[key] - told[key]).abs().max() < 2e-4 for key in moved)
     kept = {"x0_variance", "x0_bound"} | parameters  # statistics and CLIP's empty caption stay
     assert all(torch.equal(told[key], new[key]) for key in told.keys() - kept)

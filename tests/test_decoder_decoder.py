@@ -11,6 +11,7 @@ from tiny_decoder import EMBED, UNET, build, conds, config, embeds, pictures, ra
 from torch import Tensor
 
 from decoder import Decoder, DecoderConfig
+from decoder.network import Encoded
 from unclip.diffusion.samplers import ddim
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.randomness import Noise
@@ -40,7 +41,12 @@ def test_keeps_the_contract():
 def recorded(model: Decoder, rows: int) -> dict[str, Tensor]:
     """What `loss` draws for so many pictures, without running the network."""
     seen: dict[str, Tensor] = {}
-    model.network.encode = lambda cond, count, drop_image, drop_text: seen.update(image=drop_image, text=drop_text)
+
+    def encode(cond, count, drops):
+        seen.update(image=drops["image_embed"], text=drops["text"])
+        return Encoded(None, None, None, None)
+
+    model.network.encode = encode
 
     class Recorder:
         def loss(self, images, t, eps, encoded, weighting):
@@ -54,13 +60,13 @@ def recorded(model: Decoder, rows: int) -> dict[str, Tensor]:
 
 def test_drops_happen_at_their_rates_and_independently():
     n = 4000
-    seen = recorded(build(), n)
+    seen = recorded(build(text="tokens"), n)
     both = seen["image"] & seen["text"]
     for drops, rate in ((seen["image"], 0.1), (seen["text"], 0.5), (both, 0.05)):
         assert drops.shape == (n,) and abs(float(drops.float().mean()) - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
     assert seen["t"].min() >= 1 and seen["t"].max() <= 1000 and abs(float(seen["t"].float().mean()) - 500.5) < 20
     assert seen["eps"].shape == (n, 3, 8, 8) and abs(float(seen["eps"].std()) - 1) < 0.01
-    seen = recorded(build(image_drop=0.0, text_drop=1.0), 50)
+    seen = recorded(build(text="tokens", image_drop=0.0, text_drop=1.0), 50)
     assert not seen["image"].any() and seen["text"].all()
 
 
@@ -175,7 +181,7 @@ def test_guidance_costs_a_second_row_and_no_second_pass():
 def test_conditions_are_encoded_once():
     model, cond = build(text="tokens"), conds("tokens")
     calls: list[int] = []
-    model.network.text.register_forward_hook(lambda module, args, out: calls.append(args[1]))
+    model.network.conditions.text.register_forward_hook(lambda module, args, out: calls.append(args[1]))
     model.sample(cond, noise=Noise.of(0, range(3)), sampling=DDIM.replace(guidance=2.0))
     assert calls == [3, 1]  # the captions, and one null for all
 
@@ -285,10 +291,8 @@ def test_one_noise_stream_for_each_picture():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"unet": UNET.replace(out_channels=3)}, "in_channels 3 and out_channels 6, not 3 and 3"),
-        ({"unet": UNET.replace(in_channels=4)}, "not 4 and 6"),
-        ({"unet": UNET.replace(context_width=None)}, "needs context_width"),
-        ({"variance": "fixed", "unet": UNET}, "out_channels 3, not 3 and 6"),
+        ({"unet": UNET.replace(attention=())}, "context enters through attention"),
+        ({"image_size": 9}, "image_size is 9; pictures of this UNet have a side that divides by 2"),
         ({"variance": "fixed", "sampling": Sampling(sampler="ddpm", variance="learned")}, "variance is 'fixed'"),
     ],
 )

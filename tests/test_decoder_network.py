@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_decoder import CONTEXT, EMBED, TEXTS, UNET, build, conds, embeds, random, texts
+from tiny_decoder import CONTEXT, EMBED, TEXTS, build, conditions, conds, embeds, random, texts
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -19,6 +19,10 @@ def network(text: str = "no text", **changes) -> DecoderNetwork:
     return build(text=text, **changes).network
 
 
+def dropped(image_embed: Tensor, text: Tensor) -> dict[str, Tensor]:
+    return {"image_embed": image_embed, "text": text}
+
+
 def same(a: Encoded, b: Encoded) -> bool:
     """To the UNet: what the mask hides does not count."""
     seen = [torch.equal(x[a.mask], y[a.mask]) for x, y in zip(a.context, b.context)]
@@ -29,12 +33,12 @@ def same(a: Encoded, b: Encoded) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_network_is_its_formula(kind):
     net, cond, x_t = network(kind), conds(kind), random(3, 3, 8, 8)
-    unit = cond.image_embed / cond.image_embed.norm(dim=1, keepdim=True) * EMBED**0.5
-    emb = net.time(T) + linear(unit, net.image_to_emb.weight, net.image_to_emb.bias)
-    tokens = linear(unit, net.image_to_tokens.weight, net.image_to_tokens.bias).reshape(3, 4, 24)
+    image, unit = net.conditions.image_embed, cond.image_embed / cond.image_embed.norm(dim=1, keepdim=True) * EMBED**0.5
+    emb = net.time(T) + linear(unit, image.to_emb.weight, image.to_emb.bias)
+    tokens = linear(unit, image.to_tokens.weight, image.to_tokens.bias).reshape(3, 4, 24)
     mask = torch.ones(3, 4, dtype=torch.bool)
-    if net.text is not None:
-        pooled, states, real = net.text(cond.text, 3)
+    if net.conditions.text is not None:
+        pooled, states, real = net.conditions.text(cond.text, 3)
         emb, tokens, mask = emb + pooled, torch.cat([tokens, states], 1), torch.cat([mask, real], 1)
     expected = net.unet(x_t, emb, net.unet.encode_context(tokens), mask)
     assert torch.allclose(net(x_t, T, net.encode(cond, 3)), expected, atol=1e-5)
@@ -56,9 +60,9 @@ def test_encoded_has_one_shape_with_and_without_conditions(kind, length):
 def test_dropping_everything_is_the_null(kind):
     net, cond, yes = network(kind), conds(kind), torch.ones(3, dtype=torch.bool)
     null = net.encode(Cond(), 3)
-    assert same(net.encode(cond, 3, yes, yes), null)
-    assert not same(net.encode(cond, 3, ~yes, ~yes), null)
-    assert same(net.encode(cond, 3, ~yes, ~yes), net.encode(cond, 3))
+    assert same(net.encode(cond, 3, dropped(yes, yes)), null)
+    assert not same(net.encode(cond, 3, dropped(~yes, ~yes)), null)
+    assert same(net.encode(cond, 3, dropped(~yes, ~yes)), net.encode(cond, 3))
 
 
 @torch.no_grad()
@@ -68,7 +72,7 @@ def test_each_condition_is_dropped_by_itself_and_by_row(kind):
     some, none = torch.tensor([True, False, False]), torch.zeros(3, dtype=torch.bool)
     whole = net.encode(cond, 3)
     for drops, kept in (((some, none), Cond(text=cond.text)), ((none, some), Cond(image_embed=cond.image_embed))):
-        mixed, without = net.encode(cond, 3, *drops), net.encode(kept, 3)
+        mixed, without = net.encode(cond, 3, dropped(*drops)), net.encode(kept, 3)
         first, others = (lambda e: tree_map(lambda x: x[:1], e)), (lambda e: tree_map(lambda x: x[1:], e))
         assert same(first(mixed), first(without)) and not same(first(mixed), first(whole))
         assert same(others(mixed), others(whole))
@@ -91,22 +95,22 @@ def test_nulls_are_learned():
     for kind in KINDS:
         net = network(kind)
         net(random(3, 3, 8, 8), T, net.encode(Cond(), 3)).square().mean().backward()
-        nulls = [net.null_image]
+        nulls = [net.conditions.image_embed.null]
         if kind == "clip_states":
-            nulls += [net.text.null_state, net.text.null_pooled]
+            nulls += [net.conditions.text.null_state, net.conditions.text.null_pooled]
         elif kind == "tokens":
-            nulls += [net.text.padding]
+            nulls += [net.conditions.text.encoder.padding]
         assert all(null.grad is not None and (null.grad != 0).all() for null in nulls)
 
 
 @torch.no_grad()
 def test_unit_ignores_the_length_of_an_embedding_and_raw_does_not():
     image, scaled = embeds(3), embeds(3) * torch.tensor([[2.0], [0.1], [30.0]])
-    unit, raw = network(embedding="unit"), network(embedding="raw")
+    unit, raw = (network(conditions=conditions(scale=scale)) for scale in ("unit", "raw"))
     for a, b in zip(unit.encode(Cond(image), 3).context, unit.encode(Cond(scaled), 3).context):
         assert torch.allclose(a, b, atol=1e-5)
     assert not torch.allclose(raw.encode(Cond(image), 3).emb, raw.encode(Cond(scaled), 3).emb, atol=0.1)
-    expected = linear(scaled, raw.image_to_emb.weight, raw.image_to_emb.bias)
+    expected = linear(scaled, *raw.conditions.image_embed.to_emb.parameters())
     assert torch.allclose(raw.encode(Cond(scaled), 3).emb, expected, atol=1e-5)
 
 
@@ -136,17 +140,18 @@ def test_every_condition_changes_the_output(kind):
 @pytest.mark.parametrize("width", [24, EMBED])
 def test_each_of_the_four_tokens_matters(width):
     """Also when the embedding is as wide as the context, where a published decoder fed it in unprojected (traps C3)."""
-    net = network(unet=UNET.replace(context_width=width))
+    net = network(conditions=conditions().replace(width=width))
     x_t, encoded = random(3, 3, 8, 8), net.encode(Cond(embeds(3)), 3)
     expected, where = net(x_t, T, encoded), torch.arange(4)
     assert encoded.mask.shape == (3, 4)
     for token in range(4):
         hidden = encoded._replace(mask=(where != token).expand(3, 4))
         assert (net(x_t, T, hidden) - expected).abs().max() > 1e-3
-        kept = net.image_to_tokens.weight.clone()
-        net.image_to_tokens.weight[token * width : (token + 1) * width] += 0.1
+        weight = net.conditions.image_embed.to_tokens.weight
+        kept = weight.clone()
+        weight[token * width : (token + 1) * width] += 0.1
         assert (net(x_t, T, net.encode(Cond(embeds(3)), 3)) - expected).abs().max() > 1e-3
-        net.image_to_tokens.weight.copy_(kept)
+        weight.copy_(kept)
     # And the sum with the timestep embedding is a way in of its own.
     other = net.encode(Cond(embeds(3, seed=9)), 3)
     assert (net(x_t, T, encoded._replace(emb=other.emb)) - expected).abs().max() > 1e-3

@@ -38,7 +38,7 @@ def mu(image_embed: Tensor) -> Tensor:
 class OracleDecoder(Decoder):
     """The DDIM path of a Gaussian leads from x_T to mu(z_i) + S x_T.  Guidance 2 doubles mu."""
 
-    def denoise(self, cond: Cond, count: int, sampling: Sampling) -> Denoise:
+    def denoise(self, cond: Cond, count: int, sampling: Sampling, negative: Cond | None = None) -> Denoise:
         assert cond.image_embed is not None and len(cond.image_embed) == count
         mean = mu(cond.image_embed) * sampling.guidance
 

@@ -13,7 +13,8 @@ from torch.nn.functional import avg_pool2d, conv2d, group_norm, linear, silu
 from unclip.nn.embeddings import TimestepEmbedding
 from unclip.nn.unet import Attention, Block, UNet, UNetConfig
 
-SMALL = UNetConfig(channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16, context_width=24)
+SMALL = UNetConfig(channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16)
+CONTEXT = 24
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -29,10 +30,17 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def make(config: UNetConfig = SMALL, filled: bool = True, **changes) -> UNet:
+def make(
+    config: UNetConfig = SMALL,
+    filled: bool = True,
+    in_channels: int = 3,
+    out_channels: int = 3,
+    context_width: int | None = CONTEXT,
+    **changes,
+) -> UNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = UNet(config.replace(**changes)).eval()
+        net = UNet(config.replace(**changes), in_channels, out_channels, context_width).eval()
     return fill(net) if filled else net
 
 
@@ -42,8 +50,8 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 def inputs(net: UNet, b: int = 2, h: int = 8, w: int = 12) -> tuple[Tensor, Tensor, list[Tensor] | None]:
     c = net.config
-    context = None if c.context_width is None else net.encode_context(random(b, 5, c.context_width, seed=3))
-    return random(b, c.in_channels, h, w), random(b, c.emb, seed=2), context
+    context = None if net.context_width is None else net.encode_context(random(b, 5, net.context_width, seed=3))
+    return random(b, net.input.in_channels // c.patch**2, h, w), random(b, c.emb, seed=2), context
 
 
 def rms(x: Tensor) -> Tensor:
@@ -88,12 +96,13 @@ def test_sizes_that_do_not_divide_are_refused():
         ({"attention": (2,)}, r"0 to 1; got \(2,\)"),
         ({"attention": (-1,)}, "0 to 1"),
         ({"head_channels": 48}, "multiples of head_channels 48"),
+        ({"heads": 5}, r"attention widths \[64\] must be multiples of heads 5"),
         ({"attention": ()}, "context enters through attention"),
     ],
 )
 def test_bad_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        SMALL.replace(**changes)
+        make(**changes)
 
 
 # Attention
@@ -101,7 +110,7 @@ def test_bad_configs_are_refused(changes, message):
 
 def by_hand(layer: Attention, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Joint attention of one row, head by head and pixel by pixel, over context keys first, then pixels."""
-    width, dim = x.shape[0], layer.head_channels
+    width, dim = x.shape[0], x.shape[0] // layer.heads
     normed = group_norm(x[None], 32, layer.norm.weight, layer.norm.bias)[0].flatten(1).T  # (pixels, width)
     q, k, v = linear(normed, layer.qkv.weight.flatten(1), layer.qkv.bias).split(width, dim=1)
     context_k, context_v = layer.context(tokens).split(width, dim=1)

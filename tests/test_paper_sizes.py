@@ -56,8 +56,9 @@ def test_table_3_networks():
     decoder, prior = paper.decoder().model, paper.prior().model
     assert [decoder.image_size // 2**level for level in decoder.unet.attention] == [32, 16, 8]
     assert unets["upsampler_256"].attention == unets["upsampler_1024"].attention == ()
-    assert decoder.unet.head_channels == 64 and decoder.variance == "learned" and decoder.image_tokens == 4
-    for text, context in ((prior.network.transformer, prior.network.context), (decoder.text.transformer, decoder.text.context)):
+    assert decoder.unet.head_channels == 64 and decoder.variance == "learned" and decoder.conditions.image_embed.tokens == 4
+    caption = decoder.conditions.text
+    for text, context in ((prior.network.transformer, prior.network.context), (caption.transformer, caption.context)):
         assert (text.width, text.layers, text.heads, context) == (2048, 24, 32, 256)
     for stage, kind in (("upsampler_256", "blur"), ("upsampler_1024", "bsr")):
         config = find(f"paper.{stage}").model
@@ -79,7 +80,7 @@ def test_table_3_networks():
         ("ar_prior", "network.transformer", 797_964_544, None),
         ("decoder", "", 3_567_892_998, 1.9),
         ("decoder", "network.unet", 2_232_917_510, -2.9),
-        ("decoder", "network.text.transformer", 1_208_602_624, 0.7),
+        ("decoder", "network.conditions.text.encoder.transformer", 1_208_602_624, 0.7),
         ("upsampler_256", "", 729_702_083, 4.2),
         ("upsampler_1024", "", 282_059_139, -6.0),
     ],
@@ -101,7 +102,8 @@ def test_sizes_by_arithmetic():
     """Counted from the paper's numbers alone, block by block."""
     width = 2048
     text = 24 * (12 * width**2 + 13 * width) + 2 * width
-    assert sizes()["prior", "network.transformer"].ours == sizes()["decoder", "network.text.transformer"].ours == text
+    glide = "network.conditions.text.encoder.transformer"
+    assert sizes()["prior", "network.transformer"].ours == sizes()["decoder", glide].ours == text
 
     def unet(channels, depth, multiple, attention, n_in, n_out, context, middle):
         emb = 4 * channels
@@ -160,8 +162,9 @@ TINY = {
         "model.network.embed_dim=16", "model.quantizer.dims=2", "size=32",
     ],
     "decoder": [
-        *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16", "model.image_size=8", "model.embed_dim=16",
-        *(f"model.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.unet.context_width=16", "size=32",
+        *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16", "model.image_size=8",
+        "model.conditions.image_embed.embed_dim=16", "model.conditions.width=16", "size=32",
+        *(f"model.conditions.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
     ],
     "upsampler_256": [*UNET_TINY, "size=32"],
     "upsampler_1024": [*UNET_TINY, "size=32"],

@@ -199,8 +199,8 @@ def test_parts_that_break_a_contract_are_refused_by_name() -> None:
 
 def test_parts_of_another_kind_are_refused_by_their_parameters(pipe: UnCLIP) -> None:
     told = (
-        r"^Decoder does not keep the contract Prior of unclip.types: it has sample\(cond, noise, x_t, t, sampling\) where it "
-        r"must have sample\(text, noise, n, sampling\): got an unexpected keyword argument 'n'$"
+        r"^Decoder does not keep the contract Prior of unclip.types: it has sample\(cond, noise, x_t, t, sampling, "
+        r"negative, wrap\) where it must have sample\(text, noise, n, sampling\): got an unexpected keyword argument 'n'$"
     )
     with pytest.raises(ValueError, match=told):
         pipe.with_prior(pipe.decoder)

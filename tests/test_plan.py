@@ -247,8 +247,8 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_text(json.dumps(parts | {"train": {"steps": 100, "batch": 64, "lr": 1e-3}}))
     # The shipped CLIP has other widths than the tiny decoder, which the decoder refuses, as it would in training.
     assert run(str(file), "data.size=16")[0] == 2
-    wide = {f"model.{name}={value}" for name, value in
-            (("embed_dim", 128), ("text.embed_dim", 128), ("text.states_width", 128), ("text.context", 24))}  # fmt: skip
+    wide = {f"model.conditions.{name}={value}" for name, value in
+            (("image_embed.embed_dim", 128), ("text.embed_dim", 128), ("text.states_width", 128), ("text.context", 24))}
     code, told = run(str(file), *wide, "--cards", "8", "--card", "H100", "--utilisation", "0.5")
     assert code == 0, told
     assert "stage       decoder" in told and "64: 8 on each of 8 H100" in told and "in frozen teachers" in told

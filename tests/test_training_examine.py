@@ -126,7 +126,7 @@ def test_the_numbers_of_a_decoder() -> None:
     assert torch.equal(rows["loss"][:, 0], plain.total), "the loss is the one that is trained"
     # A decoder that does not see the embedding, and one that does not read the caption.
     deaf = DecoderTask(decoder())
-    for layer in (deaf.model.network.image_to_emb, deaf.model.network.image_to_tokens):
+    for layer in (deaf.model.network.conditions.image_embed.to_emb, deaf.model.network.conditions.image_embed.to_tokens):
         layer.weight.zero_()
     rows = deaf.examine(batch, noise)
     assert rows["change_image"].max() == 0 and torch.equal(rows["error"], rows["error/other"])

@@ -82,7 +82,7 @@ def blind_prior() -> PriorTask:
 def blind_decoder() -> DecoderTask:
     task = DecoderTask(decoder(text=False))
     encode = task.model.network.encode
-    task.model.network.encode = lambda cond, count, **drops: encode(cond._replace(image_embed=None), count)
+    task.model.network.encode = lambda cond, count, drops=None: encode(cond._replace(image_embed=None), count)
     return task
 
 

@@ -74,7 +74,7 @@ def test_crops_lie_on_the_grid_and_show_the_same_place():
 
 @pytest.mark.parametrize("patch, scale", [(1, 4), (2, 4), (8, 4), (3, 2)])
 def test_pairs_are_cut_from_a_picture_degraded_whole(patch, scale):
-    unet = UNetConfig(in_channels=6, channels=32, depth=1, multiple=(1, 1), patch=patch)
+    unet = UNetConfig(channels=32, depth=1, multiple=(1, 1), patch=patch)
     corruption = CorruptionConfig(kind="bsr")
     config = UpsamplerConfig(scale=scale, unet=unet, corruption=corruption, crop=0.5, crops_per_image=5)
     image, noise = picture(97, 121), Noise.of(3)
@@ -96,7 +96,7 @@ def test_pairs_are_cut_from_a_picture_degraded_whole(patch, scale):
 
 def test_paper_crops_are_a_quarter_of_the_side():
     for side, channels, multiple in ((256, 320, (1, 2, 3, 4)), (1024, 192, (1, 1, 2, 2, 4, 4))):
-        unet = UNetConfig(in_channels=6, channels=channels, multiple=multiple)
+        unet = UNetConfig(channels=channels, multiple=multiple)
         low, high = UpsamplerConfig(unet=unet).make_pairs(torch.zeros(3, side, side), Noise.of(0))
         assert high.shape == (1, 3, side // 4, side // 4) and low.shape == (1, 3, side // 16, side // 16)
 

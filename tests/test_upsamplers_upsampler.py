@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from unclip.conditions import Conditions, ImageEmbedding, Label
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
 from unclip.types import Batch, Cond, Sampling
 from unclip.types import Upsampler as Contract
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 from upsamplers.filters import resize
-from upsamplers.network import UNET_OUTPUT, mixture
+from upsamplers.network import mixture
 from upsamplers.upsampler import _check_images
 
 FAST = Sampling(steps=3, threshold="static")
@@ -25,7 +26,7 @@ FAST = Sampling(steps=3, threshold="static")
 def tiny(
     patch: int = 2, multiple: tuple[int, ...] = (1, 1), output: str = "residual", predicts: str = "x0", **changes
 ) -> UpsamplerConfig:
-    unet = UNetConfig(in_channels=6, out_channels=UNET_OUTPUT[output], channels=32, depth=1, multiple=multiple, patch=patch)
+    unet = UNetConfig(channels=32, depth=1, multiple=multiple, patch=patch)
     return UpsamplerConfig(unet=unet, output=output, predicts=predicts, sampling=FAST, **changes)
 
 
@@ -270,11 +271,12 @@ def test_survives_saving_and_half_precision(tmp_path):
     "changes, message",
     [
         ({"predicts": "eps"}, "residual"),
-        ({"output": "mixture"}, "6 -> 13"),
+        ({"output": "mixture", "variance": "learned"}, "no channels for a learned variance"),
         ({"crop": 0.0}, "crop is"),
         ({"crops_per_image": 0}, "crops_per_image"),
         ({"scale": 1}, "scale is 1"),
-        ({"unet": UNetConfig(in_channels=3, channels=32)}, "3 -> 3"),
+        ({"conditions": Conditions(image_embed=ImageEmbedding(embed_dim=4), width=8)}, "context enters through attention"),
+        ({"conditions": Conditions(label=Label(classes=2)), "last_step": "own"}, "last_step is 'own'"),
         ({"sampling": Sampling(guidance=2.0)}, "guidance"),
         ({"sampling": Sampling(sampler="ddpm", variance="learned")}, "learned"),
     ],
@@ -287,9 +289,9 @@ def test_bad_configs_are_refused(changes, message):
 def test_bad_input_is_refused():
     model, low = build(tiny()), pictures(2, 4, 4)
     noise = Noise.of(0, [0, 1])
-    with pytest.raises(ValueError, match="not built for image_embed"):
+    with pytest.raises(ValueError, match="not built for the condition 'image_embed'; it takes none"):
         model.sample(low, Cond(image_embed=torch.zeros(2, 4)), noise=noise)
-    with pytest.raises(ValueError, match="not built for label"):
+    with pytest.raises(ValueError, match="not built for the condition 'label'"):
         model.loss(low, Cond(label=torch.zeros(2, dtype=torch.long)), noise=noise)
     with pytest.raises(ValueError, match="noise stream each"):
         model.sample(low, noise=Noise.of(0))

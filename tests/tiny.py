@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoder import Decoder, DecoderConfig, TextEncoderConfig
+from decoder import Decoder, DecoderConfig
 from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.tokenizer import compact_token_ids
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.pipelines.unclip import UnCLIP
@@ -56,19 +57,22 @@ def unet(**changes: Any) -> UNetConfig:
 def decoder(text: bool = True, **changes: Any) -> Decoder:
     config = DecoderConfig(
         image_size=16,
-        unet=unet(attention=(0,), head_channels=16, context_width=16),
-        embed_dim=EMBED,
-        text=TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED) if text else None,
+        unet=unet(attention=(0,), head_channels=16),
+        conditions=Conditions(
+            image_embed=ImageEmbedding(embed_dim=EMBED),
+            text=Caption(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED) if text else None,
+            width=16,
+        ),
         predicts="x0",
         variance="fixed",
         sampling=Sampling(sampler="ddim", steps=STEPS, guidance=2.0, threshold="static"),
     )
-    return _build(Decoder, config.replace(**changes), 2)
+    return _build(Decoder, config.replace(**changes), 7)
 
 
 def upsampler(seed: int = 3) -> Upsampler:
     config = UpsamplerConfig(
-        unet=unet(in_channels=6),
+        unet=unet(),
         predicts="x0",
         output="residual",
         corruption=CorruptionConfig(kind="blur"),

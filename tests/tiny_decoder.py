@@ -5,28 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decoder import Decoder, DecoderConfig, TextEncoderConfig
+from decoder import Decoder, DecoderConfig
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.types import Cond, Sampling, Text
 
 EMBED, STATES, CONTEXT, VOCAB = 10, 12, 7, 50
-TOKENS = TextEncoderConfig(
-    kind="tokens", context=CONTEXT, vocab=VOCAB, transformer=TransformerConfig(width=16, layers=2, heads=2)
-)
-CLIP_STATES = TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=STATES, embed_dim=EMBED)
+TOKENS = Caption(kind="tokens", context=CONTEXT, vocab=VOCAB, transformer=TransformerConfig(width=16, layers=2, heads=2))
+CLIP_STATES = Caption(kind="clip_states", context=CONTEXT, states_width=STATES, embed_dim=EMBED)
 TEXTS = {"no text": None, "tokens": TOKENS, "clip_states": CLIP_STATES}
-UNET = UNetConfig(out_channels=6, channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16, context_width=24)
+UNET = UNetConfig(channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16)
+
+
+def conditions(text: str = "no text", image_drop: float = 0.1, text_drop: float = 0.5, **image) -> Conditions:
+    caption = TEXTS[text] and TEXTS[text].replace(drop=text_drop)
+    return Conditions(image_embed=ImageEmbedding(embed_dim=EMBED, drop=image_drop, **image), text=caption, width=24)
 
 
 def config(text: str = "no text", **changes) -> DecoderConfig:
-    """`variance="fixed"` also halves the UNet's output."""
-    fixed = changes.get("variance") == "fixed"
+    drops = {name: changes.pop(name) for name in ("image_drop", "text_drop") if name in changes}
     defaults = {
-        "unet": UNET.replace(out_channels=3) if fixed else UNET,
+        "unet": UNET,
+        "conditions": conditions(text, **drops),
         "sampling": Sampling(sampler="ddim", steps=4, threshold="static"),
     }
-    return DecoderConfig(image_size=8, embed_dim=EMBED, text=TEXTS[text], **{**defaults, **changes})
+    return DecoderConfig(**{"image_size": 8, **defaults, **changes})
 
 
 def build(module: type | None = None, text: str = "no text", std: float = 0.3, **changes) -> Decoder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+    from decoder import Decoder, DecoderConfig, DecoderTask
     from prior import (
         ARPrior,
         ARPriorConfig,
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     )
     from prior.absent import AbsentPrior
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
+    from unclip.conditions import Caption, Conditions, ImageEmbedding, Known, Label
     from unclip.convert import open_foreign
+    from unclip.convert.legacy import older_name, upgrade_config
     from unclip.data.open import DataConfig, SourceConfig, open_data
     from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
     from unclip.editing.latent import Latent
@@ -60,12 +62,16 @@ PUBLIC = {
     "Decoder": "decoder",
     "DecoderConfig": "decoder",
     "DecoderTask": "decoder",
-    "TextEncoderConfig": "decoder",
     "Upsampler": "upsamplers",
     "UpsamplerConfig": "upsamplers",
     "UpsamplerTask": "upsamplers",
     "CorruptionConfig": "upsamplers",
     "UnCLIP": "unclip.pipelines.unclip",
+    "Caption": "unclip.conditions",
+    "Conditions": "unclip.conditions",
+    "ImageEmbedding": "unclip.conditions",
+    "Known": "unclip.conditions",
+    "Label": "unclip.conditions",
     "UNet": "unclip.nn.unet",
     "UNetConfig": "unclip.nn.unet",
     "PCA": "unclip.editing.pca",
@@ -91,6 +97,8 @@ PUBLIC = {
     "slerp": "unclip.editing.slerp",
     "best_of": "unclip.types",
     "open_foreign": "unclip.convert",
+    "older_name": "unclip.convert.legacy",
+    "upgrade_config": "unclip.convert.legacy",
 }
 
 __all__ = ["__version__", *PUBLIC]  # noqa: PLE0604 (the table is the list)

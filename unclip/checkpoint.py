@@ -28,6 +28,7 @@ C = TypeVar("C", bound=Config)
 P = TypeVar("P", bound="Part[Any]")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 2  # of config.json and the names of tensors
 INDEX, PROVENANCE = "unclip.json", "provenance.json"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PRIORS = ("prior", "ar_prior")  # beside the prior there may be an autoregressive one, to be asked for
@@ -68,6 +69,7 @@ class Record(Config, frozen=True, kw_only=True, rename={"kind": "class"}):
 
     kind: str
     config: msgspec.Raw
+    format: int = 1  # absent in what unclip 0.1.0 wrote
 
 
 class Part(nn.Module, Generic[C]):
@@ -91,7 +93,7 @@ class Part(nn.Module, Generic[C]):
 
     def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"class": type(self).__name__, "config": msgspec.to_builtins(self.record())}
+        record = {"class": type(self).__name__, "format": FORMAT, "config": msgspec.to_builtins(self.record())}
         (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if dtype is not None:  # buffers are statistics: small, and worth their precision
@@ -155,10 +157,19 @@ def load_part(folder: Path, kind: str | type[Part[Any]], dtype: torch.dtype | No
     record = Record.load(path)
     if record.kind != part_class.__name__:
         raise ValueError(f"{path} describes the class {record.kind!r}; expected {part_class.__name__!r}")
-    config = part_class.config_class.from_json(bytes(record.config), source=str(path))
+    if record.format > FORMAT:
+        raise ValueError(f"{path} has format {record.format}, and this unclip reads up to {FORMAT}: it was made by a newer one")
+    raw = bytes(record.config)
+    if record.format < FORMAT:
+        raw = msgspec.json.encode(_public().upgrade_config(record.kind, msgspec.json.decode(raw)))
+    config = part_class.config_class.from_json(raw, source=str(path))
     part = build(part_class, config, dtype)
     types = {name: tensor.dtype for name, tensor in part.state_dict().items()}
-    fill(part, read_tensors(folder / WEIGHTS, types), source=str(folder / WEIGHTS))
+    # Today's name -> the one in the file.
+    names = {name: _public().older_name(record.kind, name) if record.format < FORMAT else name for name in types}
+    tensors = read_tensors(folder / WEIGHTS, {names[name]: dtype for name, dtype in types.items()})
+    today = {old: name for name, old in names.items()}
+    fill(part, {today.get(name, name): tensor for name, tensor in tensors.items()}, source=str(folder / WEIGHTS))
     return part.eval()
 
 

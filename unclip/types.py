@@ -130,6 +130,7 @@ class Batch(NamedTuple):
     captions: list[str] | None = None
     image_embed: Float[Tensor, "b d"] | None = None
     text: Text | None = None
+    labels: Int[Tensor, " b"] | None = None
 
 
 class Sampling(Config, frozen=True, kw_only=True):

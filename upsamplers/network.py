@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from unclip.conditions import ConditionEncoder, Drops
 from unclip.nn.embeddings import TimestepEmbedding
-from unclip.nn.unet import UNet, UNetConfig
+from unclip.nn.unet import UNet
+from unclip.types import Cond
 
-from .filters import Resize, reflect_pad, resize
-
-LastStep = Literal["shared", "own"]
-Output = Literal["image", "residual", "mixture"]
-CANDIDATES = 10  # of a mixture: the corrected picture, then 3 x 3 low-resolution pixels
-UNET_OUTPUT = {"image": 3, "residual": 3, "mixture": 3 + CANDIDATES}  # channels
+from .config import CANDIDATES, UpsamplerConfig
+from .filters import reflect_pad, resize
 
 
 class Encoded(NamedTuple):
-    """What the network sees of the low-resolution picture, the same over all steps."""
+    """What the network sees beside x_t, the same over all steps: the low-resolution picture, and conditions."""
 
     resized: Float[Tensor, "b 3 H W"]
     low_res: Float[Tensor, "b 3 h w"]
+    emb: Float[Tensor, "b e"] | None = None  # added to the timestep embedding
+    context: list[Tensor] | None = None  # keys and values of every attention layer (b, l, 2 width)
+    mask: Bool[Tensor, "b l"] | None = None
+    channels: Float[Tensor, "b c H W"] | None = None  # between the noisy and the resized picture's
 
 
 class UpsamplerNetwork(nn.Module):
@@ -37,45 +39,51 @@ class UpsamplerNetwork(nn.Module):
     last_step "own": what starts at t = 1, the step to the finished picture, goes through a second UNet (Karlo).
     """
 
-    def __init__(
-        self,
-        unet: UNetConfig,
-        scale: int,
-        output: Output,
-        mode: Resize,
-        first_timestep: int = 1,
-        last_step: LastStep = "shared",
-    ):
+    def __init__(self, config: UpsamplerConfig):
         super().__init__()
-        self.scale, self.output, self.mode = scale, output, mode
-        self.time = TimestepEmbedding(unet.channels, unet.emb, first_timestep)
-        self.unet = UNet(unet)
-        self.last_time = TimestepEmbedding(unet.channels, unet.emb, first_timestep) if last_step == "own" else None
-        self.last_unet = UNet(unet) if last_step == "own" else None
-        if output == "mixture":
+        self.scale, self.output, self.mode = config.scale, config.output, config.resize
+
+        def unet() -> UNet:
+            return UNet(config.unet, config.in_channels, config.out_channels, config.conditions.context_width)
+
+        def time() -> TimestepEmbedding:
+            return TimestepEmbedding(config.unet.sinusoid, config.unet.emb, config.first_timestep)
+
+        own = config.last_step == "own"
+        self.time, self.unet = time(), unet()
+        self.last_time, self.last_unet = time() if own else None, unet() if own else None
+        self.conditions = ConditionEncoder(config.conditions, config.unet.emb, "upsampler")
+        if config.output == "mixture":
             _prefer_first(self.unet)
             if self.last_unet is not None:
                 _prefer_first(self.last_unet)
 
-    def encode(self, low_res: Float[Tensor, "b 3 h w"]) -> Encoded:
-        """The low-resolution picture, and at the target size: what does not change over the steps."""
+    def encode(self, low_res: Float[Tensor, "b 3 h w"], cond: Cond | None = None, drops: Drops | None = None) -> Encoded:
+        """The low-resolution picture, at the target size too, and conditions: what does not change over the steps."""
         size = (low_res.shape[-2] * self.scale, low_res.shape[-1] * self.scale)
-        return Encoded(resize(low_res, size, self.mode), low_res)
+        resized = resize(low_res, size, self.mode)
+        share = self.conditions(cond or Cond(), len(low_res), size, drops)
+        context = None if share.tokens is None else self.unet.encode_context(share.tokens)
+        channels = None if share.channels is None else share.channels.to(resized)
+        return Encoded(resized, low_res, share.emb, context, share.mask, channels)
 
-    def forward(self, x_t: Float[Tensor, "b 3 H W"], t: Int[Tensor, " b"], encoded: Encoded) -> Float[Tensor, "b 3 H W"]:
+    def forward(self, x_t: Float[Tensor, "b 3 H W"], t: Int[Tensor, " b"], encoded: Encoded) -> Float[Tensor, "b c H W"]:
         height, width = x_t.shape[-2:]
         bottom, right = -height % self.unet.multiple_of, -width % self.unet.multiple_of
-        x = torch.cat([x_t, encoded.resized.to(x_t.dtype)], dim=1).to(self.unet.input.weight.dtype)
-        out = self._run(reflect_pad(x, 0, bottom, 0, right), t)[..., :height, :width]
+        beside = [encoded.resized] if encoded.channels is None else [encoded.channels, encoded.resized]
+        x = torch.cat([x_t, *(y.to(x_t.dtype) for y in beside)], dim=1).to(self.unet.input.weight.dtype)  # (b, 6 + c, H, W)
+        out = self._run(reflect_pad(x, 0, bottom, 0, right), t, encoded)[..., :height, :width]
         if self.output == "image":
             return out
         image = encoded.resized + out[:, :3]
         return image if self.output == "residual" else mixture(image, encoded.low_res, out[:, 3:])
 
-    def _run(self, x: Tensor, t: Tensor) -> Tensor:
+    def _run(self, x: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
         """Every row through the network that its timestep asks for; in sampling all rows have one timestep."""
         if self.last_time is None or self.last_unet is None:
-            return self.unet(x, self.time(t))
+            emb = self.time(t)
+            emb = emb if encoded.emb is None else emb + encoded.emb
+            return self.unet(x, emb, encoded.context, encoded.mask)
         last = (t == 1).to(x.device)
         both = self.training and torch.is_grad_enabled() or any(map(_is_sharded, self.last_unet.parameters()))
         if not both and not last.any():

@@ -45,7 +45,7 @@ DECODER = {
     "batch_16": ("train.batch=16",),
     "batch_64": ("train.batch=64",),
     "unweighted": ("model.weighting=none",),
-    "no_text": ("model.text=null",),
+    "no_text": ("model.conditions.text=null",),
     "channels_64": ("model.unet.channels=64",),
     "augmented": ("shift=2", "zoom=0.05"),
     "channels_192": ("model.unet.channels=192",),
@@ -54,8 +54,8 @@ DECODER = {
     "batch_16_lr": ("train.batch=16", "train.lr=2.83e-4"),
     "batch_64_lr": ("train.batch=64", "train.lr=5.66e-4"),  # times the root of 2
     "eps_unweighted": ("model.predicts=eps", "model.weighting=none"),  # DDPM's own loss
-    "no_image_drop": ("model.image_drop=0.0",),
-    "text_drop_10": ("model.text_drop=0.1",),
+    "no_image_drop": ("model.conditions.image_embed.drop=0.0",),
+    "text_drop_10": ("model.conditions.text.drop=0.1",),
     "patch_8": ("model.unet.patch=8",),
     "v_unweighted": ("model.predicts=v", "model.weighting=none"),
     "depth_1": ("model.unet.depth=1",),
@@ -66,7 +66,7 @@ DECODER = {
 }
 UPSAMPLER = {
     BASELINE: (),
-    "residual": ("model.output=residual", "model.unet.out_channels=3"),
+    "residual": ("model.output=residual",),
     "l1": ("model.norm=l1",),  # without the differences of neighbouring pixels
     "l2": ("model.norm=l2",),
     "unweighted": ("model.weighting=none",),

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+from decoder import Decoder, DecoderConfig, DecoderTask
 from experiments.emoji import source
 from experiments.emoji.data import EmojiData
 from experiments.emoji.wording import Wording
@@ -34,6 +34,7 @@ from prior.network import PriorNetworkConfig
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
 from unclip.clip.tokenizer import compact_token_ids
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
@@ -228,11 +229,12 @@ class DecoderRecipe(Recipe, frozen=True, kw_only=True):
 def decoder() -> DecoderRecipe:
     return DecoderRecipe(
         model=DecoderConfig(
-            unet=UNetConfig(
-                channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128
+            unet=UNetConfig(channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4),
+            conditions=Conditions(
+                image_embed=ImageEmbedding(embed_dim=EMBED),
+                text=Caption(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED),
+                width=128,
             ),
-            embed_dim=EMBED,
-            text=TextEncoderConfig(kind="clip_states", context=CONTEXT, states_width=WIDTH, embed_dim=EMBED),
             predicts="x0",
             variance="fixed",
             weighting="clamped_snr",
@@ -259,7 +261,7 @@ def upsampler_256() -> UpsamplerRecipe:
     return UpsamplerRecipe(
         size=256,
         model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, out_channels=13, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
+            unet=UNetConfig(channels=64, multiple=(1, 1, 2), depth=2, patch=4),
             predicts="x0",
             output="mixture",
             weighting="clamped_snr",

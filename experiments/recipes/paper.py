@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from decoder import Decoder, DecoderConfig, DecoderTask, TextEncoderConfig
+from decoder import Decoder, DecoderConfig, DecoderTask
 from experiments.recipes import Recipe
 from prior import (
     ARNetworkConfig,
@@ -31,6 +31,7 @@ from prior import (
 from unclip.checkpoint import Part
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.data.embeddings import precompute
 from unclip.data.image_text import ImageText
 from unclip.data.order import Data
@@ -209,24 +210,22 @@ def decoder() -> DecoderRecipe:
         model=DecoderConfig(
             image_size=64,
             unet=UNetConfig(
-                out_channels=6,
                 channels=512,
                 depth=3,
                 multiple=(1, 2, 3, 4),
                 attention=(1, 2, 3),  # 32, 16 and 8 pixels
                 head_channels=64,
                 dropout=0.1,
-                context_width=2048,
             ),
-            embed_dim=EMBED,
-            embedding="unit",
-            image_tokens=4,
-            text=TextEncoderConfig(kind="tokens", context=CONTEXT, transformer=TEXT),
+            conditions=Conditions(
+                # Section 2.1; 5.1 and Fig. 8 say that 5 % are dropped, perhaps those that keep the caption, 10 % x 50 %.
+                image_embed=ImageEmbedding(embed_dim=EMBED, scale="unit", tokens=4, drop=0.1),
+                text=Caption(kind="tokens", context=CONTEXT, transformer=TEXT, drop=0.5),
+                width=2048,
+            ),
             schedule=ScheduleConfig(name="cosine"),
             predicts="eps",
             variance="learned",
-            image_drop=0.1,  # section 2.1; 5.1 and Fig. 8 say 5 %, perhaps those that keep the caption, 10 % x 50 %
-            text_drop=0.5,
             # 1.25 is best by FID (Table 2); the figures use other scales, mostly not published.
             sampling=Sampling(sampler="ddpm", steps=250, variance="learned", guidance=1.25, threshold="static"),
         ),
@@ -251,7 +250,7 @@ def upsampler_256() -> UpsamplerRecipe:
     return UpsamplerRecipe(
         size=256,
         model=UpsamplerConfig(
-            unet=UNetConfig(in_channels=6, channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1),
+            unet=UNetConfig(channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1),
             schedule=ScheduleConfig(name="cosine"),
             predicts="eps",
             resize="bicubic",  # GLIDE's paper; its code is bilinear
@@ -271,7 +270,7 @@ def upsampler_1024() -> UpsamplerRecipe:
     return base.replace(
         size=1024,
         model=base.model.replace(
-            unet=UNetConfig(in_channels=6, channels=192, depth=2, multiple=(1, 1, 2, 2, 4, 4)),  # dropout is not given
+            unet=UNetConfig(channels=192, depth=2, multiple=(1, 1, 2, 2, 4, 4)),  # dropout is not given
             schedule=ScheduleConfig(name="linear"),
             corruption=CorruptionConfig(kind="bsr"),  # latent diffusion's; the paper does not say full or light
             sampling=base.model.sampling.replace(steps=15),

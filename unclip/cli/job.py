@@ -38,7 +38,7 @@ class Job(NamedTuple):
         if isinstance(source, Latent):
             return source.timesteps
         decoder: Any = self.pipe.decoder
-        timesteps: tuple[int, ...] = decoder.way_back(self.inversion)
+        timesteps: tuple[int, ...] = decoder.inverse_timesteps(self.inversion)
         return timesteps
 
     def bars(self, decoder: int, back: int | None = None) -> Bars:

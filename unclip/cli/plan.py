@@ -90,10 +90,15 @@ def _answers(part: Any) -> Shapes:
     """The shape of the CLIP's answers that a prior or decoder reads."""
     from unclip.runs.plan import Shapes
 
-    reads = getattr(part.config, "network", None) or part.config.text  # a decoder may read no text
+    reads, embed = _reads(part), getattr(getattr(part.config, "conditions", None), "image_embed", None)
     context, states = (reads.context, reads.states_width or 1) if reads is not None else (2, 1)
-    embed_dim = part.config.embed_dim if hasattr(part.config, "embed_dim") else reads.embed_dim
-    return Shapes(None, 2, embed_dim, context, states)
+    return Shapes(None, 2, embed.embed_dim if embed is not None else reads.embed_dim, context, states)
+
+
+def _reads(part: Any) -> Any:
+    """What a prior reads of a caption, or a decoder; it may read none."""
+    network = getattr(part.config, "network", None)
+    return part.config.conditions.text if network is None else network
 
 
 def _fit(part: Any, answers: Shapes) -> None:
@@ -107,7 +112,7 @@ def _fit(part: Any, answers: Shapes) -> None:
         part.fit(embeds, embeds.roll(1, 0))
     elif hasattr(part, "fit"):
         part.fit(embeds)
-    reads = getattr(part.config, "network", None) or part.config.text
+    reads = _reads(part)
     if getattr(reads, "null", None) == "empty":
         part.set_null(answers.batch(1).text)
 

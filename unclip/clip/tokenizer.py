@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from unclip.nn.text import Caption
+from unclip.types import Cond
+
 PAD, UNKNOWN = 0, 1  # the first two rows of a compact vocabulary
 
 
@@ -71,6 +74,19 @@ class BytePairTokenizer:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
+
+
+@lru_cache
+def _clip_tokenizer(context_length: int) -> BytePairTokenizer:
+    return BytePairTokenizer(context_length)
+
+
+def tokenized(cond: Cond, caption: Caption | None) -> Cond:
+    """The condition with tokens of the strings themselves, for a network that has a tokenizer of its own."""
+    if caption is None or caption.tokenizer == "given" or cond.text is None:
+        return cond
+    ids, mask = _clip_tokenizer(caption.context)(cond.text.strings)
+    return cond._replace(text=cond.text._replace(tokens=ids, mask=mask))
 
 
 class HuggingFaceTokenizer:

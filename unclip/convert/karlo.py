@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from decoder import Decoder, DecoderConfig, TextEncoderConfig
+from decoder import Decoder, DecoderConfig
 from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
 from prior.absent import AbsentPrior, AbsentPriorConfig
 from unclip.checkpoint import Part, Stored
 from unclip.clip.encoder import CLIP
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.types import Sampling, Text
@@ -28,6 +29,8 @@ from .table import Row, channels_first, flat, row, under
 from .unet import Layout, time_table, unet_table
 
 UPSAMPLING = Sampling(sampler="ddpm", steps=7, variance="small", threshold="static")  # its last network was trained for 7
+CONDITIONED = "network.conditions."
+NULL_IMAGE = f"{CONDITIONED}image_embed.null"
 NO_PRIOR = (
     "its weights are those for image variations; take kakaobrain/karlo-v1-alpha, or put that repository's folders prior and "
     "prior_scheduler beside the others and load again"
@@ -53,18 +56,21 @@ def prior_config(transformer: TransformerConfig, embed_dim: int, context: int, c
     )
 
 
-def decoder_config(unet: UNetConfig, image_size: int, embed_dim: int, tokens: int, context: int, steps: int) -> DecoderConfig:
-    """`steps`: 50 in the original, 25 in diffusers' pipeline and the original's "fast"."""
+def decoder_config(
+    unet: UNetConfig, width: int, image_size: int, embed_dim: int, tokens: int, context: int, steps: int
+) -> DecoderConfig:
+    """width: of the context tokens.  `steps`: 50 in the original, 25 in diffusers' pipeline and the original's "fast"."""
     return DecoderConfig(
         image_size=image_size,
         unet=unet,
-        embed_dim=embed_dim,
-        embedding="raw",
-        image_tokens=tokens,
-        text=TextEncoderConfig(kind="clip_states", context=context, states_width=embed_dim, embed_dim=embed_dim, null="empty"),
+        conditions=Conditions(
+            image_embed=ImageEmbedding(embed_dim=embed_dim, tokens=tokens, scale="raw", drop=0.1),
+            text=Caption(
+                kind="clip_states", context=context, states_width=embed_dim, embed_dim=embed_dim, null="empty", drop=0.3
+            ),
+            width=width,
+        ),
         first_timestep=0,
-        image_drop=0.1,
-        text_drop=0.3,
         sampling=Sampling(sampler="ddpm", steps=steps, guidance=8.0, variance="learned", threshold="static"),
     )
 
@@ -95,8 +101,8 @@ def statistics(mean: str, std: str) -> dict[str, Row]:
 
 def conditions(names: Mapping[str, str], tokens: int) -> dict[str, Row]:
     """The decoder's projections of embedding and caption: ours from theirs, of which one stores tokens by channel."""
-    table = {f"network.{ours}.*": row(f"{theirs}.*") for ours, theirs in names.items()}
-    table["network.image_to_tokens.*"] = row(f"{names['image_to_tokens']}.*", how=channels_first(tokens))
+    table = {f"{CONDITIONED}{ours}.*": row(f"{theirs}.*") for ours, theirs in names.items()}
+    table[f"{CONDITIONED}image_embed.to_tokens.*"] = row(f"{names['image_embed.to_tokens']}.*", how=channels_first(tokens))
     return table
 
 

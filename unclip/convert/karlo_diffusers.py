@@ -25,7 +25,7 @@ from upsamplers import Upsampler
 
 from . import clip as clips
 from .files import in_folder
-from .karlo import assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
+from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
 from .pickles import Lazy
 from .recipe import Recipe, number, require
 from .table import Row, flat, row, rows_of
@@ -56,8 +56,8 @@ PRIOR = {
     **statistics("clip_mean", "clip_std"),
 }
 CONDITIONS = {
-    "image_to_emb": "text_proj.clip_image_embeddings_project_to_time_embeddings",
-    "image_to_tokens": "text_proj.clip_extra_context_tokens_proj",
+    "image_embed.to_emb": "text_proj.clip_image_embeddings_project_to_time_embeddings",
+    "image_embed.to_tokens": "text_proj.clip_extra_context_tokens_proj",
     "text.to_emb": "text_proj.embedding_proj",
     "text.to_states.0": "text_proj.encoder_hidden_states_proj",
     "text.to_states.1": "text_proj.text_encoder_hidden_states_norm",
@@ -171,11 +171,12 @@ class _Folder:
         context = number(config, "cross_attention_dim", where)
         tokens = number(projection, "clip_extra_context_tokens", at, 4)
         require(projection, at, cross_attention_dim=context)
-        unet = self.unet("decoder", context)
+        unet = self.unet("decoder", in_channels=3, out_channels=6)
         source = {f"decoder.{name}": x for name, x in in_folder(self.folders["decoder"]).items()}
         source |= {f"text_proj.{name}": x for name, x in in_folder(self.folders["text_proj"]).items()}
         ours = decoder_config(
             unet,
+            context,
             image_size=self.image_size,
             embed_dim=number(projection, "clip_embeddings_dim", at, 768),
             tokens=tokens,
@@ -184,7 +185,7 @@ class _Folder:
         )
         table = {
             **conditions(CONDITIONS, tokens),
-            "network.null_image": row("text_proj.learned_classifier_free_guidance_embeddings"),
+            NULL_IMAGE: row("text_proj.learned_classifier_free_guidance_embeddings"),
             **denoising(unet, "diffusers", "decoder."),
         }
         return Recipe(Decoder, ours, table, source, f"{self.folders['decoder']} with text_proj")
@@ -195,8 +196,8 @@ class _Folder:
         if size % self.image_size:
             raise ValueError(f"{where}: sample_size is {size}, no multiple of the decoder's {self.image_size}")
         self.scheduler("super_res_scheduler", variance_type="fixed_small_log", prediction_type="epsilon", clip_sample_range=1.0)
-        unet = self.unet("super_res_first")
-        if self.unet("super_res_last") != unet:
+        unet = self.unet("super_res_first", in_channels=6, out_channels=3)
+        if self.unet("super_res_last", in_channels=6, out_channels=3) != unet:
             raise ValueError(f"{self.where('super_res_last')}: the network of the last step is built otherwise than the first's")
         source: dict[str, Lazy] = {}
         table: dict[str, Row] = {}
@@ -206,9 +207,10 @@ class _Folder:
         ours = upsampler_config(unet, size // self.image_size)
         return Recipe(Upsampler, ours, table, source, f"{self.folders['super_res_first']} with super_res_last")
 
-    def unet(self, name: str, context: int | None = None) -> UNetConfig:
+    def unet(self, name: str, in_channels: int, out_channels: int) -> UNetConfig:
         """Our config of a UNet2DConditionModel or UNet2DModel built of residual blocks."""
         config, where = self.config(name), self.where(name)
+        require(config, where, in_channels=in_channels, out_channels=out_channels)
         widths = config.get("block_out_channels")
         kinds = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
         down, up = config.get("down_block_types", []), config.get("up_block_types", [])
@@ -229,13 +231,10 @@ class _Folder:
         if modulation not in ("default", "scale_shift"):
             raise ValueError(f"{where}: resnet_time_scale_shift is {modulation!r}; known are 'default' and 'scale_shift'")
         return UNetConfig(
-            in_channels=number(config, "in_channels", where),
-            out_channels=number(config, "out_channels", where),
             channels=widths[0],
             depth=number(config, "layers_per_block", where, 2),
             multiple=tuple(width // widths[0] for width in widths),
             attention=attention,
             head_channels=number(config, "attention_head_dim", where, 8) if attention else 64,
-            context_width=context,
             modulation="add" if modulation == "default" else "scale_shift",
         )

@@ -16,7 +16,7 @@ from upsamplers import Upsampler
 
 from . import clip as clips
 from .files import named, tree
-from .karlo import assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
+from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
 from .pickles import Lazy
 from .recipe import Recipe
 from .table import flat, heads_last, row, rows_of, under
@@ -52,8 +52,8 @@ PRIOR = {
     "network.transformer.blocks.#.down.*": row("transformer.resblocks.#.mlp.c_proj.*"),
 }
 CONDITIONS = {
-    "image_to_emb": "model.clip_emb",
-    "image_to_tokens": "model.clip_tok_proj",
+    "image_embed.to_emb": "model.clip_emb",
+    "image_embed.to_tokens": "model.clip_tok_proj",
     "text.to_emb": "model.text_feat_proj",
     "text.to_states.0": "model.text_seq_proj.0",
     "text.to_states.1": "model.text_seq_proj.1",
@@ -117,23 +117,23 @@ def _prior(path: Path, statistics_path: Path) -> Recipe:
 
 def _decoder(path: Path, context: int) -> Recipe:
     source = _weights(path)
-    unet = adm_config(source, "model.", str(path), HEAD)
-    if unet.context_width is None:
+    found = adm_config(source, "model.", str(path), HEAD)
+    if found.context_width is None:
         raise ValueError(f"{path} has no encoder_kv, through which embeddings enter: is it Karlo's decoder?")
     rows, embed_dim = _shape(source, "model.clip_tok_proj.weight", path)
-    tokens = rows // unet.context_width
-    config = decoder_config(unet, IMAGE_SIZE, embed_dim, tokens, context, steps=50)
+    tokens = rows // found.context_width
+    config = decoder_config(found.unet, found.context_width, IMAGE_SIZE, embed_dim, tokens, context, steps=50)
     table = {
         **conditions(CONDITIONS, tokens),
-        "network.null_image": row("model.cf_param"),
-        **denoising(unet, "adm", "model."),
+        NULL_IMAGE: row("model.cf_param"),
+        **denoising(found.unet, "adm", "model."),
     }
     return Recipe(Decoder, config, table, source, str(path))
 
 
 def _upsampler(path: Path) -> Recipe:
     source = _weights(path)
-    unet = adm_config(source, "model_first_steps.", str(path), HEAD)
+    unet = adm_config(source, "model_first_steps.", str(path), HEAD).unet
     table = {
         **denoising(unet, "adm", "model_first_steps."),
         **denoising(unet, "adm", "model_last_step.", "network.last_time.", "network.last_unet."),

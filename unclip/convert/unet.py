@@ -5,7 +5,7 @@ Karlo, Kandinsky 2.1, GLIDE and ADM itself share these layouts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from unclip.nn.unet import UNetConfig
@@ -74,7 +74,7 @@ def unet_table(config: UNetConfig, layout: Layout) -> dict[str, Row]:
         for ours, theirs in RESIDUAL.items():
             table[f"{place.ours}.{ours}.*"] = row(f"{place.residual[at]}.{theirs[at]}.*")
         attention = _diffusers_attention if layout == "diffusers" else _adm_attention
-        for ours, r in attention(place.attention[at], config.head_channels).items():
+        for ours, r in attention(place.attention[at], config).items():
             table[f"{place.ours}.attention.{ours}.*"] = r
     return table
 
@@ -84,7 +84,7 @@ def time_table(layout: Layout) -> dict[str, Row]:
     return {f"{ours}.*": row(f"{theirs[0 if layout == 'diffusers' else 1]}.*") for ours, theirs in TIME.items()}
 
 
-def _diffusers_attention(theirs: str, head_channels: int) -> dict[str, Row]:
+def _diffusers_attention(theirs: str, config: UNetConfig) -> dict[str, Row]:
     return {
         "norm": row(f"{theirs}.group_norm.*"),
         "qkv": row(*(f"{theirs}.to_{x}.*" for x in "qkv"), how=as_convolution()),
@@ -93,18 +93,28 @@ def _diffusers_attention(theirs: str, head_channels: int) -> dict[str, Row]:
     }
 
 
-def _adm_attention(theirs: str, head_channels: int) -> dict[str, Row]:
+def _adm_attention(theirs: str, config: UNetConfig) -> dict[str, Row]:
     """1-d convolutions, whose rows hold q, k and v of one head after the other (the "legacy" order)."""
+    sizes = {"heads": config.heads} if config.heads else {"head_width": config.head_channels}
     return {
         "norm": row(f"{theirs}.norm.*"),
-        "qkv": row(f"{theirs}.qkv.*", how=as_convolution(heads_last(3, head_width=head_channels))),
-        "context": row(f"{theirs}.encoder_kv.*", how=heads_last(2, head_width=head_channels)),
+        "qkv": row(f"{theirs}.qkv.*", how=as_convolution(heads_last(3, **sizes))),
+        "context": row(f"{theirs}.encoder_kv.*", how=heads_last(2, **sizes)),
         "proj": row(f"{theirs}.proj_out.*", how=as_convolution()),
     }
 
 
-def adm_config(shapes: dict[str, Lazy], prefix: str, where: str, head_channels: int = 64) -> UNetConfig:
-    """The config of a UNet in the original layout, from its tensors; levels must differ in width."""
+class ADM(NamedTuple):
+    """What the tensors of a UNet in the original layout tell."""
+
+    unet: UNetConfig
+    in_channels: int
+    out_channels: int
+    context_width: int | None
+
+
+def adm_config(shapes: Mapping[str, Lazy], prefix: str, where: str, head_channels: int = 64) -> ADM:
+    """The UNet that is stored in the original layout, from its tensors.  head_channels is told by none of them."""
 
     def shape(name: str) -> tuple[int, ...]:
         if prefix + name not in shapes:
@@ -114,25 +124,32 @@ def adm_config(shapes: dict[str, Lazy], prefix: str, where: str, head_channels: 
     count = 1
     while f"{prefix}input_blocks.{count}.0.out_layers.3.weight" in shapes:
         count += 1
-    widths = [shape("input_blocks.0.0.weight")[0]]
-    widths += [shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in range(1, count)]
-    levels = sorted(set(widths))
-    depth, rest = divmod(count - len(levels), len(levels))
-    if not depth or rest or widths != sorted(widths) or any(width % widths[0] for width in widths):
-        raise ValueError(f"{where}: {prefix}input_blocks have the widths {widths}, which no known UNet has")
+    # The last output block of a level but the lowest holds an upsampling one behind its own residual block and attention.
+    outputs = 0
+    while f"{prefix}output_blocks.{outputs}.0.in_layers.0.weight" in shapes:
+        outputs += 1
+    ups = [
+        n for n in range(outputs) if any(f"{prefix}output_blocks.{n}.{i}.in_layers.0.weight" in shapes for i in (1, 2))
+    ]
+    levels, depth = len(ups) + 1, ups[0] if ups else outputs - 1
+    channels = shape("input_blocks.0.0.weight")[0]
+    widths = [shape(f"input_blocks.{1 + level * (depth + 1)}.0.out_layers.3.weight")[0] for level in range(levels)]
+    if depth < 1 or count != levels * (depth + 1) or outputs != count or any(width % channels for width in widths):
+        raise ValueError(
+            f"{where}: {count} {prefix}input_blocks and {outputs} output_blocks, {levels} levels of widths {widths} over "
+            f"{channels} channels are no UNet that is known"
+        )
     attends = [n for n in range(1, count) if f"{prefix}input_blocks.{n}.1.qkv.weight" in shapes]
     context = None
     if attends and f"{prefix}input_blocks.{attends[0]}.1.encoder_kv.weight" in shapes:
         context = shape(f"input_blocks.{attends[0]}.1.encoder_kv.weight")[1]
-    modulation = shape("input_blocks.1.0.emb_layers.1.weight")[0] // widths[1]
-    return UNetConfig(
-        in_channels=shape("input_blocks.0.0.weight")[1],
-        out_channels=shape("out.2.weight")[0],
-        channels=widths[0],
+    modulation = shape("input_blocks.1.0.emb_layers.1.weight")[0] // widths[0]
+    config = UNetConfig(
+        channels=channels,
         depth=depth,
-        multiple=tuple(width // widths[0] for width in levels),
+        multiple=tuple(width // channels for width in widths),
         attention=tuple(sorted({(n - 1) // (depth + 1) for n in attends})),
         head_channels=head_channels,
-        context_width=context,
         modulation="scale_shift" if modulation == 2 else "add",
     )
+    return ADM(config, shape("input_blocks.0.0.weight")[1], shape("out.2.weight")[0], context)

@@ -30,17 +30,18 @@ Layers = Iterator[Tensor] | None  # context keys and values, one per attention l
 
 
 class UNetConfig(Config, frozen=True, kw_only=True):
-    in_channels: int = 3
-    out_channels: int = 3
+    """Width, depth and attention.  How many channels come in and go out, and how wide the context is, follows from the stage."""
+
     channels: int = 192
     depth: int = 3  # residual blocks per level
     multiple: tuple[int, ...] = (1, 2, 3, 4)  # channels of each level, the first at full resolution
     attention: tuple[int, ...] = ()  # levels with attention; the middle has it when any level does
     head_channels: int = 64
+    heads: int | None = None  # as many everywhere, in place of head_channels (ADM's 128 and its upsamplers)
     dropout: float = 0.0
     patch: int = 1  # space-to-depth at the input and back at the output; 1 in the paper
     embed_channels: int | None = None  # width of `emb`; None = 4 * channels
-    context_width: int | None = None  # width of the context tokens; None = no context
+    time_channels: int | None = None  # width of the timestep's sinusoid; None = channels
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # AdaGN, or the embedding added
 
     def __post_init__(self) -> None:
@@ -53,10 +54,9 @@ class UNetConfig(Config, frozen=True, kw_only=True):
         widths = {self.channels * self.multiple[level] for level in self.attention}
         if self.attention:
             widths.add(self.channels * self.multiple[-1])
-        if any(width % self.head_channels for width in widths):
-            raise ValueError(f"attention widths {sorted(widths)} must be multiples of head_channels {self.head_channels}")
-        if self.context_width is not None and not self.attention:
-            raise ValueError("context enters through attention: name the levels with attention, or drop context_width")
+        name, size = ("head_channels", self.head_channels) if self.heads is None else ("heads", self.heads)
+        if size < 1 or any(width % size for width in widths):
+            raise ValueError(f"attention widths {sorted(widths)} must be multiples of {name} {size}")
 
     @property
     def multiple_of(self) -> int:
@@ -65,48 +65,55 @@ class UNetConfig(Config, frozen=True, kw_only=True):
 
     @property
     def emb(self) -> int:
+        """Width of the embedding that modulates every block."""
         return self.embed_channels or 4 * self.channels
 
+    @property
+    def sinusoid(self) -> int:
+        """Width of the timestep's sinusoid."""
+        return self.time_channels or self.channels
 
-class UNet(nn.Module):
-    """(x, emb, context) -> output of x's size.  h and w must divide by `multiple_of`."""
+    def check_context(self, width: int | None) -> None:
+        """ValueError for context tokens that no attention would see."""
+        if width is not None and not self.attention:
+            raise ValueError("context enters through attention: name the levels with attention, or leave the context out")
 
-    def __init__(self, config: UNetConfig):
+
+class UNetEncoder(nn.Module):
+    """The encoder half and the middle: (x, emb, context) -> features and skips.  h and w must divide by `multiple_of`.
+
+    Alone it is the body of a classifier (ADM 4.1); tensors have the names that they have in a UNet.
+    """
+
+    def __init__(self, config: UNetConfig, in_channels: int = 3, context_width: int | None = None):
         super().__init__()
-        self.config = config
+        config.check_context(context_width)
+        self.config, self.context_width = config, context_width
         self.multiple_of = config.multiple_of
         widths = [config.channels * m for m in config.multiple]
-
-        def block(width_in: int, width: int, level: int | None, resample: Resample = "none") -> Block:
-            attends = bool(config.attention) if level is None else level in config.attention
-            return Block(config, width_in, width, attends and resample == "none", resample)
-
         width = widths[0]
-        self.input = nn.Conv2d(config.in_channels * config.patch**2, width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips = [width]
+        self.input = nn.Conv2d(in_channels * config.patch**2, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        self.skip_widths = [width]
         for level, target in enumerate(widths):
             for _ in range(config.depth):
-                self.down.append(block(width, target, level))
+                self.down.append(self._block(width, target, level))
                 width = target
-                skips.append(width)
+                self.skip_widths.append(width)
             if level < len(widths) - 1:
-                self.down.append(block(width, width, level, "down"))
-                skips.append(width)
-        self.middle = nn.ModuleList([block(width, width, None), Block(config, width, width, False)])
-        for level, target in reversed(list(enumerate(widths))):
-            for _ in range(config.depth + 1):
-                self.up.append(block(width + skips.pop(), target, level))
-                width = target
-            if level > 0:
-                self.up.append(block(width, width, level, "up"))
-        self.norm = nn.GroupNorm(32, width)
-        self.output = zero(nn.Conv2d(width, config.out_channels * config.patch**2, 3, padding=1))
+                self.down.append(self._block(width, width, level, "down"))
+                self.skip_widths.append(width)
+        first = Block(config, width, width, bool(config.attention), "none", context_width)
+        self.middle = nn.ModuleList([first, Block(config, width, width, False)])
+
+    def _block(self, width_in: int, width: int, level: int, resample: Resample = "none") -> Block:
+        attends = level in self.config.attention and resample == "none"
+        return Block(self.config, width_in, width, attends, resample, self.context_width)
 
     def encode_context(self, context: Float[Tensor, "b l c"]) -> list[Tensor]:
         """Keys and values of the context for every attention layer, once per picture: list of (b, l, 2 width)."""
-        if self.config.context_width is None:
-            raise ValueError("this UNet takes no context: its config has no context_width")
+        if self.context_width is None:
+            raise ValueError("this UNet takes no context: it was built without context_width")
         attentions = [block.attention for block in self._blocks() if block.attention is not None]
         return [attention.context(context) for attention in attentions]  # type: ignore[misc]
 
@@ -116,33 +123,79 @@ class UNet(nn.Module):
         emb: Float[Tensor, "b e"],
         context: list[Tensor] | None = None,
         mask: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b o h w"]:
-        """`context` comes from `encode_context`; `mask` (b, l) is True where a context token is real."""
+    ) -> Tensor:
+        """Features (b, width, h', w') at the lowest resolution.  `context` comes from `encode_context`; `mask`: True = real."""
+        return self._encode(x, silu(emb), iter(context) if context is not None else None, mask)[0]
+
+    def _encode(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Features, and what the decoder half takes up again.  `emb` comes with SiLU applied."""
         if x.shape[-1] % self.multiple_of or x.shape[-2] % self.multiple_of:
             raise ValueError(f"height and width must be multiples of {self.multiple_of}; got {x.shape[-2]}x{x.shape[-1]}")
-        layers = iter(context) if context is not None else None
-        x = self.input(pixel_unshuffle(x, self.config.patch))
-        emb = silu(emb)
+        x = self.input(pixel_unshuffle(x, self.config.patch))  # (b, channels, h / patch, w / patch)
         skips = [x]
         for block in self.down:
             x = block(x, emb, layers, mask)
             skips.append(x)
         for block in self.middle:
             x = block(x, emb, layers, mask)
-        for block in self.up:
-            if block.resample == "none":
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb, layers, mask)
-        return pixel_shuffle(self.output(_silu(self.norm(x))), self.config.patch)
+        return x, skips
 
     def _blocks(self) -> list[Block]:
-        return [block for part in (self.down, self.middle, self.up) for block in part]  # type: ignore[misc]
+        return [*self.down, *self.middle]
+
+
+class UNet(UNetEncoder):
+    """(x, emb, context) -> output of x's size.  h and w must divide by `multiple_of`."""
+
+    def __init__(
+        self, config: UNetConfig, in_channels: int = 3, out_channels: int = 3, context_width: int | None = None
+    ):
+        super().__init__(config, in_channels, context_width)
+        widths = [config.channels * m for m in config.multiple]
+        width, skips = widths[-1], list(self.skip_widths)
+        self.up = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(config.depth + 1):
+                self.up.append(self._block(width + skips.pop(), target, level))
+                width = target
+            if level > 0:
+                self.up.append(self._block(width, width, level, "up"))
+        self.norm = nn.GroupNorm(32, width)
+        self.output = zero(nn.Conv2d(width, out_channels * config.patch**2, 3, padding=1))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: list[Tensor] | None = None,
+        mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b o h w"]:
+        """`context` comes from `encode_context`; `mask` (b, l) is True where a context token is real."""
+        layers = iter(context) if context is not None else None
+        emb = silu(emb)
+        x, skips = self._encode(x, emb, layers, mask)
+        for block in self.up:
+            if block.resample == "none":
+                x = torch.cat([x, skips.pop()], dim=1)  # (b, width + skip, h', w')
+            x = block(x, emb, layers, mask)
+        return pixel_shuffle(self.output(_silu(self.norm(x))), self.config.patch)  # (b, o, h, w)
+
+    def _blocks(self) -> list[Block]:
+        return [*super()._blocks(), *self.up]
 
 
 class Block(nn.Module):
     """Residual block (BigGAN resampling, AdaGN), then attention where the level has it (ADM 3)."""
 
-    def __init__(self, config: UNetConfig, width_in: int, width: int, attends: bool, resample: Resample = "none"):
+    def __init__(
+        self,
+        config: UNetConfig,
+        width_in: int,
+        width: int,
+        attends: bool,
+        resample: Resample = "none",
+        context_width: int | None = None,
+    ):
         super().__init__()
         self.resample, self.modulation = resample, config.modulation
         self.norm1 = nn.GroupNorm(32, width_in)
@@ -152,7 +205,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = zero(Conv3x3(width, width))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
-        self.attention = Attention(width, config.head_channels, config.context_width) if attends else None
+        heads = config.heads or width // config.head_channels
+        self.attention = Attention(width, heads, context_width) if attends else None
 
     def forward(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None = None) -> Tensor:
         """`emb` comes with SiLU applied; `layers` yields this attention's context keys and values."""
@@ -179,9 +233,9 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Pixels attend to context tokens and pixels in one softmax (GLIDE 2.1); context keys come first."""
 
-    def __init__(self, width: int, head_channels: int, context_width: int | None):
+    def __init__(self, width: int, heads: int, context_width: int | None):
         super().__init__()
-        self.head_channels = head_channels
+        self.heads = heads
         self.norm = nn.GroupNorm(32, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.context = nn.Linear(context_width, 2 * width) if context_width is not None else None
@@ -196,7 +250,7 @@ class Attention(nn.Module):
             k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
             if mask is not None:  # (b, l) over the context; pixels are always visible
                 visible = nn.functional.pad(mask, (0, h * w), value=True)
-        q, k, v = (y.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))  # (b, heads, l, d)
         out = attention(q, k, v, visible)  # (b, heads, h w, head_channels)
         out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # channels_last, without a copy
         return _add(self.proj(out.contiguous() if x.is_contiguous() else out), x)

@@ -12,6 +12,7 @@ from prior import ARPrior, ARPriorConfig, ContrastivePrior, DiffusionPrior
 from unclip.clip import CLIP
 from unclip.config import Config
 from unclip.data.order import Data
+from unclip.nn.text import TextReader
 from unclip.randomness import Noise
 from unclip.types import Text, move
 
@@ -64,9 +65,8 @@ def complete(part: Any, known: Known, clip: CLIP | None, *, fresh: bool, say: Ca
         image_embed, _ = known()
         part.fit(image_embed)
         _tell(fresh, say, f"statistics of the embeddings were measured on {len(image_embed)} of them")
-    for owner in (part.network, getattr(part.network, "text", None)):
-        mask = getattr(owner, "empty_mask", None)
-        if mask is not None and not bool(mask.any()):
+    for reader in part.modules():
+        if isinstance(reader, TextReader) and reader.config.null == "empty" and not bool(reader.empty_mask.any()):
             part.set_null(clip.encode_text([""]))
             _tell(fresh, say, "the null was made: CLIP's own empty caption")
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from decoder import DecoderConfig, TextEncoderConfig
+from decoder import DecoderConfig
 from prior import ARNetworkConfig, ARPriorConfig, ContrastivePriorConfig, PriorConfig, PriorNetworkConfig, QuantizerConfig
 from unclip.clip import CLIP
 from unclip.clip.encoder import Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.config import Config
 from unclip.data.open import DataConfig
 from unclip.diffusion.schedule import ScheduleConfig
@@ -89,26 +90,23 @@ def _prior(stage: Stage, scale: Scale, clip: CLIP) -> Config:
 
 
 def _decoder(scale: Scale, clip: CLIP, size: int | None) -> DecoderConfig:
-    text = TextEncoderConfig(
-        kind="clip_states", context=clip.context_length, states_width=_states(clip), embed_dim=clip.embed_dim
-    )
+    text = Caption(kind="clip_states", context=clip.context_length, states_width=_states(clip), embed_dim=clip.embed_dim)
+    conditions = Conditions(image_embed=ImageEmbedding(embed_dim=clip.embed_dim), text=text, width=128)
+    grid = 16 if scale == "small" else 8
+    if size is not None and size % grid:
+        raise ValueError(f"a {scale} decoder's pictures have a side that divides by {grid}; --size is {size}")
     if scale == "small":
-        config = DecoderConfig(
+        return DecoderConfig(
             image_size=size or 64,
-            unet=UNetConfig(channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4, context_width=128),
-            embed_dim=clip.embed_dim,
-            text=text,
+            unet=UNetConfig(channels=128, multiple=(1, 1, 2), depth=2, attention=(1, 2), patch=4),
+            conditions=conditions,
             predicts="x0",
             variance="fixed",
             weighting="clamped_snr",
             sampling=Sampling(sampler="dpmpp_2m", steps=25, guidance=2.0, threshold="static"),
         )
-    else:
-        unet = UNetConfig(channels=192, multiple=(1, 2, 3, 4), depth=3, attention=(1, 2, 3), out_channels=6, context_width=512)
-        config = DecoderConfig(image_size=size or 64, unet=unet, embed_dim=clip.embed_dim, text=text)
-    if config.image_size % config.unet.multiple_of:
-        raise ValueError(f"a {scale} decoder's pictures have a side that divides by {config.unet.multiple_of}; --size is {size}")
-    return config
+    unet = UNetConfig(channels=192, multiple=(1, 2, 3, 4), depth=3, attention=(1, 2, 3))
+    return DecoderConfig(image_size=size or 64, unet=unet, conditions=conditions.replace(width=512))
 
 
 def _upsampler(scale: Scale, size: int) -> UpsamplerConfig:
@@ -116,10 +114,10 @@ def _upsampler(scale: Scale, size: int) -> UpsamplerConfig:
     corruption = CorruptionConfig(kind="bsr_light" if last else "blur", probability=0.5)
     schedule = ScheduleConfig(name="linear" if last else "cosine")
     if scale == "base":
-        unet = UNetConfig(in_channels=6, channels=128, multiple=(1, 2, 3, 4), depth=2)
+        unet = UNetConfig(channels=128, multiple=(1, 2, 3, 4), depth=2)
         return UpsamplerConfig(unet=unet, corruption=corruption, schedule=schedule)
     return UpsamplerConfig(
-        unet=UNetConfig(in_channels=6, out_channels=13, channels=64, multiple=(1, 1, 2), depth=2, patch=4),
+        unet=UNetConfig(channels=64, multiple=(1, 1, 2), depth=2, patch=4),
         predicts="x0",
         output="mixture",
         weighting="clamped_snr",

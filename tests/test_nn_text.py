@@ -7,14 +7,13 @@ import torch
 from tiny_decoder import CLIP_STATES, CONTEXT, TOKENS, VOCAB, disturb, texts
 from torch.nn.functional import layer_norm, linear
 
-from decoder import TextEncoderConfig
-from decoder.text_encoder import TextEncoder
+from unclip.nn.text import Caption, TextEncoder
 from unclip.types import Text
 
 LENGTHS = (3, 6, 1)
 
 
-def make(config: TextEncoderConfig = TOKENS) -> TextEncoder:
+def make(config: Caption = TOKENS) -> TextEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = TextEncoder(config, width=24, emb=40).eval()
@@ -32,9 +31,9 @@ def test_tokens_are_glides_transformer():
     pooled, states, mask = encoder(text, 3)
     rows = []
     for i, length in enumerate(LENGTHS):
-        x = encoder.padding.clone()  # a vector of its own at every position
-        x[:length] = encoder.embedding.weight[text.tokens[i, :length]] + encoder.positions[:length]
-        rows.append(encoder.transformer(x[None])[0])  # no causal mask
+        x = encoder.encoder.padding.clone()  # a vector of its own at every position
+        x[:length] = encoder.encoder.embedding.weight[text.tokens[i, :length]] + encoder.encoder.positions[:length]
+        rows.append(encoder.encoder.transformer(x[None])[0])  # no causal mask
     expected = torch.cat(rows)
     assert states.shape == (3, CONTEXT, 24) and mask.all()
     assert torch.allclose(states, linear(expected, encoder.to_states.weight, encoder.to_states.bias), atol=1e-5)
@@ -47,12 +46,12 @@ def test_padding_vectors_stand_where_there_is_no_token():
     encoder, text = make(), texts(LENGTHS)
     before = encoder(text, 3)
     for position in range(CONTEXT):
-        kept = encoder.padding[position].clone()
-        encoder.padding[position] += torch.linspace(-1, 1, 16)
+        kept = encoder.encoder.padding[position].clone()
+        encoder.encoder.padding[position] += torch.linspace(-1, 1, 16)
         changed = (encoder(text, 3)[0] - before[0]).abs().amax(1) > 1e-4
         assert changed.tolist() == [position >= length for length in LENGTHS]
-        encoder.padding[position] = kept
-    encoder.positions[max(LENGTHS) :] += 1  # a padding position has no other
+        encoder.encoder.padding[position] = kept
+    encoder.encoder.positions[max(LENGTHS) :] += 1  # a padding position has no other
     other = text._replace(tokens=torch.where(text.mask, text.tokens, 49 - text.tokens), embed=text.embed + 1)
     assert same(encoder(other, 3), before)
 
@@ -151,4 +150,4 @@ def test_another_clips_captions_are_refused():
 )
 def test_bad_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        TextEncoderConfig(**changes)
+        Caption(**changes)
