@@ -22,9 +22,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import header  # noqa: E402
-from experiments.emoji import judge as judges  # noqa: E402
-from experiments.emoji import measure, measure_upsamplers  # noqa: E402
-from experiments.emoji.measure import Numbers, Subject  # noqa: E402
+from experiments.emoji.evaluation import judge as judges  # noqa: E402
+from experiments.emoji.evaluation import measure, measure_upsamplers  # noqa: E402
+from experiments.emoji.evaluation.measure import Numbers, Subject  # noqa: E402
 from unclip.images import eight_bit  # noqa: E402
 from unclip.metrics import Interval, interval, psnr, sharpness
 from unclip.randomness import Noise  # noqa: E402

@@ -31,14 +31,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import training_tables as tables  # noqa: E402
+from benchmarks.dalle2_pytorch import tables  # noqa: E402
+from benchmarks.dalle2_pytorch.data import Emoji, synthetic  # noqa: E402
+from benchmarks.dalle2_pytorch.environment import environment, versions  # noqa: E402
+from benchmarks.dalle2_pytorch.jobs import ablation_jobs, learning_jobs, pairs, speed_data, speed_jobs  # noqa: E402
+from benchmarks.dalle2_pytorch.run import Results, lanes, run_jobs  # noqa: E402
+from benchmarks.dalle2_pytorch.settings import LEARNERS, PACKAGE, STAGES, USUAL, VERSION  # noqa: E402
+from benchmarks.dalle2_pytorch.tables import OURS, THEIRS  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.training_data import Emoji, synthetic  # noqa: E402
-from benchmarks.training_environment import environment, versions  # noqa: E402
-from benchmarks.training_jobs import ablation_jobs, learning_jobs, pairs, speed_data, speed_jobs  # noqa: E402
-from benchmarks.training_run import Results, lanes, run_jobs  # noqa: E402
-from benchmarks.training_settings import LEARNERS, PACKAGE, STAGES, USUAL, VERSION  # noqa: E402
-from benchmarks.training_tables import OURS, THEIRS  # noqa: E402
 from unclip.data.files import cache_folder  # noqa: E402
 
 SECTIONS = ("speed", "learning", "ablation")

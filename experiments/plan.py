@@ -1,6 +1,6 @@
-"""The plan of a recipe, and the table of the paper's five stages: python experiments/plan.py
+"""The plan of a recipe, and the table of the paper's five stages: python -m experiments.plan
 
-Nothing is allocated: the parts are hollow (unclip.runs.plan).  One recipe: python experiments/train.py paper.decoder --plan 256
+Nothing is allocated: the parts are hollow (unclip.runs.plan).  One recipe: python -m experiments.train paper.decoder --plan 256
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiments.recipes import Recipe, find, paper  # noqa: E402
-from unclip.cli.plan import outline  # noqa: E402
-from unclip.clip import CLIP  # noqa: E402
-from unclip.runs.plan import CARDS, Plan, Shapes, hollow, plan  # noqa: E402
-from unclip.training.task import Task  # noqa: E402
+from experiments.recipes import Recipe, find, paper
+from unclip.cli.plan import outline
+from unclip.clip import CLIP
+from unclip.runs.plan import CARDS, Plan, Shapes, hollow, plan
+from unclip.training.task import Task
 
 STAGES = ("clip", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
 

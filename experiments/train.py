@@ -1,4 +1,4 @@
-"""Train a recipe: python experiments/train.py emoji.decoder train.steps=500 model.unet.channels=96 --run runs/decoder
+"""Train a recipe: python -m experiments.train emoji.decoder train.steps=500 model.unet.channels=96 --run runs/decoder
 
 Settings change fields of the recipe by name.  The same command continues a run that was cut off.  Several processes:
 `accelerate launch experiments/train.py ...` or torchrun.  Before a long run: `--overfit 16` trains on 16 samples and says
@@ -13,9 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
-
-from experiments.recipes import Recipe, find  # noqa: E402
+from experiments.recipes import Recipe, find
 
 
 def main(arguments: list[str] | None = None) -> int:

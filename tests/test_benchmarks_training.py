@@ -17,12 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import training, training_environment, training_ours, training_run, training_tables
-from benchmarks.training_common import Ticks, shuffled
-from benchmarks.training_data import synthetic
-from benchmarks.training_jobs import Bench, Job, ablation_jobs, learning_jobs, speed_jobs
-from benchmarks.training_run import Results, lanes, run_jobs
-from benchmarks.training_settings import (
+from benchmarks import training
+from benchmarks.dalle2_pytorch import environment as training_environment
+from benchmarks.dalle2_pytorch import ours as training_ours
+from benchmarks.dalle2_pytorch import run as training_run
+from benchmarks.dalle2_pytorch import tables as training_tables
+from benchmarks.dalle2_pytorch.common import Ticks, shuffled
+from benchmarks.dalle2_pytorch.data import synthetic
+from benchmarks.dalle2_pytorch.jobs import Bench, Job, ablation_jobs, learning_jobs, speed_jobs
+from benchmarks.dalle2_pytorch.run import Results, lanes, run_jobs
+from benchmarks.dalle2_pytorch.settings import (
     ABLATIONS,
     EMOJI,
     LEARNERS,
@@ -35,7 +39,7 @@ from benchmarks.training_settings import (
     small,
     small_ours,
 )
-from benchmarks.training_tables import OURS, THEIRS
+from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
 from experiments.recipes import find
 from prior import DiffusionPrior
 from unclip.data.files import cache_folder

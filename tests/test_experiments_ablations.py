@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from decoder import Decoder, DecoderConfig, DecoderTask
-from experiments.emoji import ablations, ablations_table, equal_time, measure_parts
-from experiments.emoji.equal_time import FIRST, Spent, add, stood, train_for
-from experiments.emoji.measure_parts import Ground
+from experiments.emoji.ablations import ablations, equal_time
+from experiments.emoji.ablations import table as ablations_table
+from experiments.emoji.ablations.equal_time import FIRST, Spent, add, stood, train_for
+from experiments.emoji.evaluation import measure_parts
+from experiments.emoji.evaluation.measure_parts import Ground
 from experiments.recipes import Recipe, find
 from unclip.data.embeddings import Embeddings
 from unclip.nn.unet import UNetConfig

@@ -13,10 +13,10 @@ import pytest
 import tiny
 import torch
 
-from experiments.emoji import data as commands
-from experiments.emoji import pictures, source
-from experiments.emoji.data import EmojiData
-from experiments.emoji.wording import Wording, reworded
+from experiments.emoji.data import emoji_data as commands
+from experiments.emoji.data import pictures, source
+from experiments.emoji.data.emoji_data import EmojiData
+from experiments.emoji.data.wording import Wording, reworded
 from unclip.data.embeddings import Embeddings
 from unclip.data.order import Data, indices
 from unclip.randomness import Noise

@@ -1,4 +1,4 @@
-"""What `experiments.emoji.evaluate` measures: its parts on made-up pictures, and the whole command on a tiny pipeline."""
+"""What `experiments.emoji.evaluation` measures: its parts on made-up pictures, and the whole command on a tiny pipeline."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import steps
-from experiments.emoji import evaluate, judge, measure, measure_upsamplers, source
-from experiments.emoji.siblings import groups_of, motif
+from experiments.emoji.data import source
+from experiments.emoji.evaluation import evaluate, judge, measure, measure_upsamplers
+from experiments.emoji.evaluation.siblings import groups_of, motif
 from experiments.recipes import find
 from unclip.data.embeddings import Embeddings
 from unclip.images import eight_bit, to_pil
@@ -28,7 +29,7 @@ from upsamplers.filters import resize
 
 def test_by_hash_orders_by_sha1_of_the_caption() -> None:
     captions = ["a", "b", "c", "d"]
-    order = evaluate.by_hash(captions, captions, 3)
+    order = measure.by_hash(captions, captions, 3)
     assert len(order) == 3
     hashes = [hashlib.sha1(captions[i].encode()).hexdigest() for i in order]
     assert hashes == sorted(hashes)

@@ -16,16 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import (
-    figures,
-    interpolations,
-    inversion,
-    pca_reconstructions,
-    text_diffs,
-    typographic_attack,
-    variations,
-)
-from experiments.emoji import ship, source
+from experiments.emoji import ship
+from experiments.emoji.data import source
+from experiments.figures import common as figures
+from experiments.figures import interpolations, inversion, pca_reconstructions, text_diffs, typographic_attack, variations
 from experiments.recipes import find
 from unclip import PCA, UnCLIP
 from unclip.clip.encoder import CLIP
@@ -174,7 +168,7 @@ def test_bad_input_is_one_line(model: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_emoji_that_are_not_there(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from experiments.emoji.data import EmojiData
+    from experiments.emoji.data.emoji_data import EmojiData
 
     monkeypatch.setattr(figures, "EmojiData", EmojiData)
     monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path))
@@ -185,7 +179,7 @@ def test_emoji_that_are_not_there(model: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_pictures_are_chosen_by_hash(model: str, tmp_path: Path) -> None:
-    from experiments.emoji.measure import by_hash
+    from experiments.emoji.evaluation.measure import by_hash
 
     data = Data("heldout", 16)
     record = run(variations, model, tmp_path, "--n", "3", "--draws", "2", "--eta", "1")
@@ -205,7 +199,7 @@ def test_variations_spread_with_eta(model: str, tmp_path: Path) -> None:
 
 
 def chosen(model: str, n: int) -> tuple[UnCLIP, Tensor]:
-    from experiments.emoji.measure import by_hash
+    from experiments.emoji.evaluation.measure import by_hash
 
     data = Data("heldout", 16)
     images = data.batch(by_hash(data.keys, data.captions, n)).images

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import best_of, compare_priors, explained_variance, guidance_sweep, prior_curves, prior_importance
-from experiments.priors import columns, contestants, curves, material
-from experiments.priors.contestants import AR, CAPTION, CONTRASTIVE, DIFFUSION, LINEAR, NAMES, TEXT
+from experiments.figures import best_of, compare_priors, explained_variance, guidance_sweep, prior_curves, prior_importance
+from experiments.figures.priors import columns, contestants, curves, material
+from experiments.figures.priors.contestants import AR, CAPTION, CONTRASTIVE, DIFFUSION, LINEAR, NAMES, TEXT
 from unclip import UnCLIP
 from unclip.images import to_pil
 from unclip.randomness import Noise

@@ -8,7 +8,7 @@ import tiny
 import torch
 from PIL import Image
 
-from experiments.emoji.stages import CELL, main, spot
+from experiments.emoji.evaluation.stages import CELL, main, spot
 
 
 def test_the_spot_is_where_the_edges_are() -> None:

@@ -162,7 +162,7 @@ def test_whatever_is_imported_stands_in_setup_cfg(folders: tuple[str, ...], extr
     local = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"experiments", "benchmarks", "tests"}
     own = (*PACKAGES, *(local if folders != PACKAGES else ()))
     needed = {top(i.target) for folder in folders for i in third_party(imports(folder), own)}
-    needed -= {"dalle2_pytorch"}  # lives in an environment of its own (benchmarks/training_environment.py)
+    needed -= {"dalle2_pytorch"}  # lives in an environment of its own (benchmarks/dalle2_pytorch/environment.py)
     assert "torch" in needed
     assert {DISTRIBUTIONS.get(name, name).lower() for name in needed} - requirements(*extras) == set()
 

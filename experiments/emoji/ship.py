@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from experiments.emoji import source
-from experiments.emoji.data import EmojiData
+from experiments.emoji.data import source
+from experiments.emoji.data.emoji_data import EmojiData
 from experiments.recipes import find
 from experiments.recipes.emoji import embeddings_path
 from prior import DiffusionPrior

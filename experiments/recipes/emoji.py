@@ -14,9 +14,9 @@ from typing import Literal
 from torch import nn
 
 from decoder import Decoder, DecoderConfig, DecoderTask
-from experiments.emoji import source
-from experiments.emoji.data import EmojiData
-from experiments.emoji.wording import Wording
+from experiments.emoji.data import source
+from experiments.emoji.data.emoji_data import EmojiData
+from experiments.emoji.data.wording import Wording
 from experiments.recipes import Recipe
 from prior import (
     ARNetworkConfig,

@@ -4,8 +4,8 @@ Where the paper is silent a comment says what was taken instead.  Silent for all
 (here: constant after 1,000 steps; ADM keeps it constant), gradient clipping (1.0), precision (bfloat16; GLIDE float16).
 Pictures and captions come from a folder (unclip.data.image_text), the CLIP that the prior and the decoder read from a saved one:
 
-    python experiments/train.py paper.clip folder=pictures
-    python experiments/train.py paper.decoder folder=pictures clip=runs/paper.clip/model
+    python -m experiments.train paper.clip folder=pictures
+    python -m experiments.train paper.decoder folder=pictures clip=runs/paper.clip/model
 """
 
 from __future__ import annotations

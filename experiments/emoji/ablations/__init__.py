@@ -1,0 +1,1 @@
+"""Trainings of equal time that differ in one setting."""

@@ -1,0 +1,1 @@
+"""The emoji: captions, pictures, splits, other wordings."""

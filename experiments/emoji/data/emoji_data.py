@@ -1,0 +1,160 @@
+"""The emoji as training data, and the commands that make it:
+
+python -m experiments.emoji.data prepare [FOLDER] [--source TGZ_OR_FOLDER] [--sizes 64 256 1024]
+python -m experiments.emoji.data captions TGZ_OR_FOLDER [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from experiments.emoji.data import source
+from experiments.emoji.data.pictures import Pictures
+from experiments.emoji.data.wording import reworded
+from experiments.emoji.evaluation.siblings import motif
+from unclip.data.embeddings import Embeddings
+from unclip.randomness import Noise
+from unclip.types import Batch
+
+
+class EmojiData:
+    """Captioned emoji pictures on white, (3, size, size) in [-1, 1].
+
+    `shift` (pixels) and `zoom` (largest change of scale, 0.1 = 0.9 to 1.1) move each picture by its own noise stream;
+    `embeddings`, written by `unclip.data.embeddings.precompute`, stay those of the unmoved picture.  `balance` evens out motifs,
+    of which some are there in ninety people and most but once: an emoji is drawn in proportion to (emoji of its motif) **
+    -balance, so 0 draws every emoji alike and 1 every motif.  `wording`: so many of the captions are said in other words
+    (`experiments.emoji.data.wording`), which a CLIP has to read: batches then come without a text.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "heldout", "all"] = "train",
+        size: int = 64,
+        *,
+        embeddings: Embeddings | str | Path | None = None,
+        shift: int = 0,
+        zoom: float = 0.0,
+        balance: float = 0.0,
+        wording: float = 0.0,
+        folder: str | Path | None = None,
+    ):
+        if split not in ("train", "heldout", "all"):
+            raise ValueError(f"the split is {split!r}; it must be 'train', 'heldout' or 'all'")
+        if not 0 <= shift < size or not 0 <= zoom < 1:
+            raise ValueError(f"shift={shift}, zoom={zoom}; shift lies in 0..{size - 1} pixels and zoom in [0, 1)")
+        if not 0 <= balance <= 1 or not 0 <= wording <= 1:
+            known = "balance lies in 0 (every emoji alike) .. 1 (every motif alike), wording is a part of the captions"
+            raise ValueError(f"balance={balance}, wording={wording}; {known}")
+        rows = source.read_captions()
+        chosen = [i for i, row in enumerate(rows) if split in ("all", row.split)]
+        self.split, self.size, self.shift, self.zoom, self.wording = split, size, shift, zoom, wording
+        self.keys = [rows[i].key for i in chosen]
+        self.captions = [rows[i].caption for i in chosen]
+        self.weights = _shares([motif(caption) for caption in self.captions], balance) if balance else None
+        self._rows = chosen  # of the cache, which holds every split
+        self._pictures = Pictures(Path(folder) if folder else source.cache_folder(), [row.key for row in rows], size)
+        if isinstance(embeddings, (str, Path)):
+            embeddings = Embeddings.load(embeddings)
+        self.embeddings = embeddings.select(self.keys) if embeddings is not None else None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
+        """The samples `indices`; noise None = unmoved pictures."""
+        # In numpy, which uses one thread: reading ahead must not wait for the cores that train.
+        pixels = self._pictures[[self._rows[i] for i in indices]].astype(np.float32)
+        pixels /= 127.5
+        pixels -= 1
+        images = torch.from_numpy(pixels)
+        if noise is not None and (self.shift or self.zoom):
+            images = _move(images, noise, self.shift, self.zoom)
+        captions = [self.captions[i] for i in indices]
+        batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=captions)
+        if self.embeddings is not None:
+            batch = self.embeddings.join(batch)
+        if noise is None or not self.wording:
+            return batch
+        others, chosen = reworded(captions, noise.at("wording")), noise.at("reword").uniform() < self.wording
+        captions = [other if other_one else own for own, other, other_one in zip(captions, others, chosen.tolist())]
+        return batch._replace(captions=captions, text=None)
+
+
+def _shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:
+    counts = Counter(motifs)
+    shares = np.array([counts[name] ** -balance for name in motifs])
+    shares.setflags(write=False)  # which `unclip.data.order.indices` takes as leave to look at them once
+    return shares
+
+
+def _move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:
+    """Scale and shift each picture on its white ground; what leaves the frame is cut."""
+    size = images.shape[-1]
+    scales = 1 + zoom * (2 * noise.at("zoom").uniform() - 1)
+    offsets = noise.at("shift").integers(-shift, shift + 1, (2,))
+    moved = []
+    for image, scale, (dy, dx) in zip(images, scales.tolist(), offsets.tolist()):
+        side = round(size * scale)
+        if side != size:
+            image = interpolate(image[None], (side, side), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        top, left = (size - side) // 2 + dy, (size - side) // 2 + dx
+        # A negative width of F.pad crops.
+        moved.append(pad(image, (left, size - side - left, top, size - side - top), value=1.0))
+    return torch.stack(moved)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.emoji.data", description="Get and render the emoji.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("prepare", help=f"get {source.PACKAGE}, check it and render it into the cache")
+    verb.add_argument("folder", type=Path, nargs="?", help="default: $UNCLIP_CACHE/emoji or ~/.cache/unclip/emoji")
+    verb.add_argument("--source", type=Path, help="a .tgz of the package or a folder of its SVGs; default: npm pack")
+    verb.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="default: 64 256 (1024 takes minutes)")
+    verb = verbs.add_parser("captions", help="make captions.jsonl again and compare it with the committed one")
+    verb.add_argument("source", type=Path, nargs="?", help="as for prepare; default: the prepared SVGs")
+    verb.add_argument("--write", action="store_true", help="write it instead of comparing")
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb == "prepare":
+            _prepare(options.folder or source.cache_folder(), options.source, options.sizes)
+        else:
+            _captions(options.source or source.cache_folder() / "svg", options.write)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _prepare(folder: Path, svgs: Path | None, sizes: Sequence[int]) -> None:
+    print(source.prepare(folder, svgs))
+    keys = [row.key for row in source.read_captions()]
+    for size in sizes:
+        print(Pictures(folder, keys, size).path)
+
+
+def _captions(svgs: Path, write: bool) -> None:
+    files = source.read_svgs(svgs)
+    source.check(files, svgs)
+    rows = source.make_captions(list(files))
+    text = source.captions_text(rows)
+    if write:
+        source.CAPTIONS.write_text(text, encoding="utf-8")
+    heldout = sum(row.split == "heldout" for row in rows)
+    print(f"{len(rows)} captions, {heldout} held out")
+    if source.CAPTIONS.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"these differ from {source.CAPTIONS}: the installed package emoji names some differently;"
+            " the shipped weights know the committed table"
+        )
+    print(f"{source.CAPTIONS} is the same")
