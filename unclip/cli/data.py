@@ -22,13 +22,20 @@ Source = Annotated[
 ]
 
 
+Labels = Annotated[
+    str | None,
+    typer.Option(help='Where the class stands: "folder" (the top-level one), a column, a field of the .json, or "cls".'),
+]
+
+
 @app.command()
 def check(
     source: Source,
+    labels: Labels = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the whole report, as JSON.")] = None,
     threads: Annotated[int, typer.Option(help="That read and decode at once.", min=1)] = 4,
 ) -> None:
-    """Read everything once: counts, sizes, caption lengths, duplicates, broken files by name.
+    """Read everything once: counts, sizes, caption lengths, classes, duplicates, broken files by name.
 
     Status 1 when a picture, a caption or a shard is broken, 2 when the source cannot be read at all.
     """
@@ -39,7 +46,7 @@ def check(
         if json is not None:
             check_output(json, (".json",), folder=False)
         with _Bar("check") as bar:
-            report = run(source, threads=threads, progress=bar)
+            report = run(source, labels=labels, threads=threads, progress=bar)
         if json is not None:
             write_files([(json, report.to_json().encode())])
         for line in report.lines():
@@ -55,14 +62,18 @@ def pack(
     samples_per_shard: Annotated[int, typer.Option(help="At most so many pictures in a shard.", min=1)] = 10_000,
     size_per_shard: Annotated[int, typer.Option(help="At most so many MiB in a shard.", min=1)] = 1024,
     size: Annotated[int | None, typer.Option(help="Make square PNGs of this side; else the files as they are.", min=1)] = None,
+    labels: Labels = None,
 ) -> None:
-    """Write captioned pictures as tar shards in the webdataset convention; broken ones are named and left out."""
+    """Write captioned pictures as tar shards in the webdataset convention; broken ones are named and left out.
+
+    With --labels the shards have them in their .json: read them with labels="label".
+    """
     with Errors():
         from unclip.data.open import open_source
         from unclip.data.pack import pack as run
         from unclip.data.source import Source as PictureSource
 
-        opened = open_source(source)
+        opened = open_source(source, labels)
         if not isinstance(opened, PictureSource):
             raise ValueError(f"{source} holds embeddings; pictures are what is packed")
         with _Bar("pack") as bar:

@@ -15,6 +15,7 @@ from unclip.config import Config
 from .embedding_shards import EmbeddingShards
 from .open import open_source
 from .pictures import decode_picture
+from .sample import class_names
 from .shards import Shards
 from .source import Source
 
@@ -54,6 +55,7 @@ class CheckReport(Config, frozen=True, kw_only=True):
     left_out: dict[str, list[str]]
     broken: dict[str, str]  # key -> why
     damaged_shards: dict[str, str]
+    classes: dict[str, int] = {}  # name -> pictures that can be read, in the order of the numbers
 
     @property
     def fine(self) -> bool:
@@ -63,7 +65,8 @@ class CheckReport(Config, frozen=True, kw_only=True):
         """For people."""
         mebi = self.bytes / 2**20
         formats = ", ".join(f"{n} {suffix}" for suffix, n in self.formats.items())
-        lines = [f"{self.source}: {self.samples} captioned pictures, {self.readable} readable, {mebi:.1f} MiB ({formats})"]
+        kind = "labelled" if self.classes else "captioned"
+        lines = [f"{self.source}: {self.samples} {kind} pictures, {self.readable} readable, {mebi:.1f} MiB ({formats})"]
         copies = sum(len(group) - 1 for group in self.duplicates)
         if self.short_side and self.long_side:
             lines += [f"  short side      {self.short_side} pixels", f"  long side       {self.long_side} pixels"]
@@ -73,6 +76,11 @@ class CheckReport(Config, frozen=True, kw_only=True):
             lines += [f"  each picture    {self.captions_per_picture} captions"]
             lines += [f"  their length    {self.caption_length} characters"]
             lines += [f"  blank captions  {self.blank_captions}", f"  same captions   {self.same_captions}"]
+        if self.classes:
+            lines += [f"  classes         {len(self.classes)} of {Spread.of(self.classes.values())} pictures"]
+            ordered = sorted(self.classes, key=lambda name: -self.classes[name])
+            lines += [f"  largest         {_some([f'{name} {self.classes[name]}' for name in ordered])}"]
+            lines += [f"  smallest        {_some([f'{name} {self.classes[name]}' for name in reversed(ordered)])}"]
         lines += [f"  left out        {len(names)} {what}: {_some(names)}" for what, names in self.left_out.items() if names]
         lines += [f"  damaged shard   {shard} {problem}" for shard, problem in self.damaged_shards.items()]
         lines += [f"  broken          {reason}" for reason in self.broken.values()]
@@ -91,13 +99,17 @@ class _Seen(NamedTuple):
 
 
 def check(
-    source: str | Path, *, threads: int = 4, progress: Callable[[int, int], object] = lambda done, total: None
+    source: str | Path,
+    *,
+    labels: str | None = None,
+    threads: int = 4,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> CheckReport:
-    """Read every picture and caption of a source.  `progress` is told how many of how many are done.
+    """Read every picture, caption and, as `open_data` does, label of a source.  `progress` is told how many of how many are done.
 
     Of embeddings, the hash of every shard.  ValueError: there is nothing that could be read as data.
     """
-    opened = open_source(source)
+    opened = open_source(source, labels)
     if isinstance(opened, EmbeddingShards):
         return _check_embeddings(str(source), opened)
     if not isinstance(opened, Source):
@@ -133,6 +145,8 @@ def _report(name: str, source: Source, seen: Sequence[_Seen]) -> CheckReport:
         if one.problem is None:
             alike.setdefault(one.hash, []).append(key)
     lengths = [length for _, length in captions]
+    labels = source.labels or ()
+    found = Counter(label for label, one in zip(labels, seen) if one.problem is None)
     return CheckReport(
         source=name,
         samples=len(seen),
@@ -150,6 +164,7 @@ def _report(name: str, source: Source, seen: Sequence[_Seen]) -> CheckReport:
         left_out={what: names for what, names in source.left_out.items() if names},
         broken={key: one.problem for key, one in zip(source.keys, seen) if one.problem is not None},
         damaged_shards={k: v for k, v in source.problems.items() if v} if isinstance(source, Shards) else {},
+        classes={name: found[name] for name in class_names(labels)},
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .files import is_url, read_url
 from .pictures import MAX_BYTES, SUFFIXES
+from .sample import FOLDER, caption_lines, record_label
 from .source import clean, say_left_out
 from .table import SUFFIXES as TABLE_SUFFIXES
 from .table import read_table
@@ -20,9 +21,12 @@ class Folder:
     Captions are the lines of cats/one.txt or, where there is a `table` (see `find_table`), of its rows.  A row's place may
     also be a URL or a path elsewhere; a key column there takes precedence over the place's name.  What lacks its other
     half is left out, with a warning.  A .txt that cannot be read breaks its sample alone.
+
+    labels: "folder" (a picture's class is the top-level folder that it lies in) or the name of a column of the table or of a
+    field of cats/one.json.  Pictures with a label need no caption; those without one are left out.
     """
 
-    def __init__(self, folder: str | Path, table: Path | None = None):
+    def __init__(self, folder: str | Path, table: Path | None = None, labels: str | None = None):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder} is no folder; expected one with pictures and .txt files or a captions.jsonl")
@@ -30,20 +34,33 @@ class Folder:
         pictures: dict[str, str] = {key: str(path) for key, path in _pictures(self.folder).items()}
         table = table or find_table(self.folder)
         self._broken: dict[str, str] = {}  # key -> what is wrong with its .txt
-        captions = _from_table(table, self.folder, pictures) if table else _from_texts(self.folder, pictures, self._broken)
+        if table:
+            captions, named = _from_table(table, self.folder, pictures, labels)
+        else:
+            captions, named = _from_texts(self.folder, pictures, self._broken), {}
+        if labels == FOLDER:
+            named = {key: top for key, place in pictures.items() if (top := _top(place, self.folder))}
+        elif labels is not None and not table:
+            named = _from_records(self.folder, pictures, labels)
+        whole = pictures.keys() & (captions if labels is None else named).keys()
+        lacks = ("caption", captions) if labels is None else ("label", named)
         self.left_out = {
-            "pictures have no caption": [key for key in pictures if key not in captions],
+            f"pictures have no {lacks[0]}": [key for key in pictures if key not in lacks[1]],
             "captions have no picture": [key for key in captions if key not in pictures],
         }
         say_left_out(self.left_out)
-        self.keys = sorted(pictures.keys() & captions.keys())
+        self.keys = sorted(whole)
         if not self.keys:
-            raise ValueError(
-                f"{folder} has {len(pictures)} pictures and {len(captions)} captions, none with the same key;"
-                " expected NAME.png (or .jpg, .webp ...) beside NAME.txt, or a captions.jsonl"
-            )
+            expected = "NAME.png (or .jpg, .webp ...) beside NAME.txt, or a captions.jsonl"
+            if labels is not None:
+                expected = "a folder for each class" if labels == FOLDER else f"a table with the column {labels!r}, or NAME.json"
+            has = f"{len(pictures)} pictures and {len(lacks[1])} {lacks[0]}s"
+            raise ValueError(f"{folder} has {has}, none with the same key; expected {expected}")
+        self.captioned = not captions.keys().isdisjoint(whole)
+        blank = [""] if self.captioned else []
         self._places = [pictures[key] for key in self.keys]
-        self._captions = [captions[key] for key in self.keys]
+        self._captions = [captions.get(key, blank) for key in self.keys]
+        self.labels = None if labels is None else [named[key] for key in self.keys]
 
     def where(self, row: int) -> str:
         return clean(self._places[row])
@@ -111,15 +128,37 @@ def _from_texts(folder: Path, pictures: dict[str, str], broken: dict[str, str]) 
     return captions
 
 
-def caption_lines(text: bytes) -> list[str]:
-    """The captions in a .txt: its lines, without blank ones."""
-    return [line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip()]
+def _from_records(folder: Path, pictures: dict[str, str], field: str) -> dict[str, str]:
+    """Labels by key, from the .json beside each picture."""
+    labels = {}
+    for key in pictures:
+        path = folder / f"{key}.json"
+        if path.is_file():
+            try:
+                label = record_label(path.read_bytes(), field)
+            except ValueError as error:
+                raise ValueError(f"{clean(str(path))}: {error} as {field!r}") from None
+            if label is not None:
+                labels[key] = label
+    return labels
 
 
-def _from_table(table: Path, folder: Path, pictures: dict[str, str]) -> dict[str, list[str]]:
-    """Captions by key; pictures that the table names elsewhere, or under keys of its own, are added to `pictures`."""
+def _top(place: str, folder: Path) -> str | None:
+    """The top-level folder that a picture lies in."""
+    if is_url(place) or not Path(place).is_relative_to(folder):
+        return None
+    parts = Path(place).relative_to(folder).parts
+    return clean(parts[0]) if len(parts) > 1 else None
+
+
+def _from_table(
+    table: Path, folder: Path, pictures: dict[str, str], field: str | None
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Captions and labels by key; pictures that the table names elsewhere, or under keys of its own, are added to `pictures`."""
     captions: dict[str, list[str]] = {}
-    for row in read_table(table):
+    labels: dict[str, str] = {}
+    seen: set[str] = set()
+    for row in read_table(table, field):
         key = row.place if row.place in pictures or is_url(row.place) else _without_suffix(row.place)
         if row.key is not None:
             # The key names the sample, the other column says where its picture lies.
@@ -132,10 +171,14 @@ def _from_table(table: Path, folder: Path, pictures: dict[str, str]) -> dict[str
                 pictures[key] = row.place
             elif (folder / row.place).is_file() and Path(row.place).suffix.lower() in SUFFIXES:
                 pictures[key] = str(folder / row.place)
-        if key in captions and not row.repeats:
+        if key in seen and not row.repeats:
             raise ValueError(f"{table}, line {row.number}: the key {key!r} occurs twice; give several captions as one list")
-        captions.setdefault(key, []).extend(row.captions)
-    return captions
+        seen.add(key)
+        if row.captions:
+            captions.setdefault(key, []).extend(row.captions)
+        if row.label is not None and labels.setdefault(key, row.label) != row.label:
+            raise ValueError(f"{table}, line {row.number}: {key!r} is {row.label!r} here and {labels[key]!r} before")
+    return captions, labels
 
 
 def _without_suffix(place: str) -> str:

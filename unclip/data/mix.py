@@ -33,6 +33,9 @@ class Mix:
             told = [f"{names[i]} has {', '.join(sorted(fields[i]))}" for i in (0, other)]
             raise ValueError(f"sources that are mixed have the same things, but {' and '.join(told)}")
         self.parts, self.fields, self.name = list(parts), fields[0], "+".join(names)
+        self.classes = parts[0].classes
+        if unlike := [name for name, part in zip(names, parts) if part.classes != self.classes]:
+            raise ValueError(f"{names[0]} and {unlike[0]} number their classes differently: open both with the same `classes`")
         self.starts = np.cumsum([0, *map(len, parts)])
         self.keys, self.names = _unique(parts, names)
         self.weights: Float[np.ndarray, " n"] | None = None
@@ -107,4 +110,5 @@ def _merge(batches: list[Batch], order: list[int]) -> Batch:
         captions=None if first.captions is None else strings([b.captions for b in batches if b.captions is not None]),
         image_embed=None if first.image_embed is None else tensors([b.image_embed for b in batches if b.image_embed is not None]),
         text=text,
+        labels=None if first.labels is None else tensors([b.labels for b in batches if b.labels is not None]),
     )

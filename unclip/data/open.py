@@ -13,6 +13,7 @@ from .files import COMPRESSED, is_url
 from .folder import TABLES, Folder, find_table
 from .mix import Mix
 from .reader import Broken, Embedded, Reader, Store
+from .sample import class_names
 from .shards import Shards
 from .source import Source
 from .table import SUFFIXES as TABLE_SUFFIXES
@@ -40,15 +41,23 @@ class DataConfig(Config, frozen=True, kw_only=True):
     size: int | None = None  # pixels; None = embeddings and captions alone
     embeddings: str | None = None  # of a single source
     broken: Broken = "skip"
+    labels: str | None = None  # "folder" for a folder per class, or the column, field or member that names the class
+    classes: tuple[str, ...] | None = None  # names by number; None = those that there are, sorted
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1, or null for no pictures")
         if self.embeddings is not None and not isinstance(self.source, str):
             raise ValueError("of several sources each names its own embeddings: give them beside the paths")
+        if self.classes is not None and self.labels is None:
+            raise ValueError('classes were given, but not where labels stand: "labels": "folder", or the name of a column')
 
-    def open(self) -> Reader | Embedded | Mix:
-        return open_data(self.source, self.size, embeddings=self.embeddings, broken=self.broken)
+    def open(self, classes: Sequence[str] | None = None) -> Reader | Embedded | Mix:
+        """classes: those of the training's data, for what is held out from it; data without labels make nothing of them."""
+        known = (classes or self.classes) if self.labels is not None else None
+        return open_data(
+            self.source, self.size, embeddings=self.embeddings, broken=self.broken, labels=self.labels, classes=known
+        )
 
 
 def open_data(
@@ -57,6 +66,8 @@ def open_data(
     *,
     embeddings: str | Path | Store | None = None,
     broken: Broken = "skip",
+    labels: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Reader | Embedded | Mix:
     """Training data (the protocol `Data`) of one source, or of a list of them.
 
@@ -64,12 +75,17 @@ def open_data(
     such a table; tar shards by path, glob, brace range or URL; embeddings alone (of `unclip embed` or `precompute`).
     `embeddings` are joined by key.  size: pixels of the square pictures; None = none are read.  Of a list whose members
     carry weights, `weights` of the result holds one number per sample, for `unclip.data.order.indices`.
+
+    labels: where the class of a picture stands: "folder" for the top-level folder that it lies in, or the name of a column
+    of the table, of a field of its .json, or "cls" for its .cls.  `classes` of the result are the names by number: those
+    given, which other data have, or all that there are, sorted.
     """
     if isinstance(source, (str, Path, SourceConfig)):
         one = source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
         if embeddings is not None and one.embeddings is not None:
             raise ValueError(f"two embeddings were given for {one.path}: {one.embeddings} and another")
-        return _open_one(one.path, size, embeddings if embeddings is not None else one.embeddings, broken)
+        stored = embeddings if embeddings is not None else one.embeddings
+        return _reader(one.path, open_source(one.path, labels), size, stored, broken, classes)
     if embeddings is not None:
         raise ValueError("of several sources each names its own embeddings: SourceConfig(path=..., embeddings=...)")
     many = [one if isinstance(one, SourceConfig) else SourceConfig(path=str(one)) for one in source]
@@ -77,7 +93,10 @@ def open_data(
     if weights and len(weights) < len(many):
         without = next(one.path for one in many if one.weight is None)
         raise ValueError(f"{without} has no weight, but other sources have: give each one, or none")
-    parts = [_open_one(one.path, size, one.embeddings, broken) for one in many]
+    found = [open_source(one.path, labels) for one in many]
+    if labels is not None and classes is None:
+        classes = class_names(name for one in found if isinstance(one, Source) for name in one.labels or ())
+    parts = [_reader(one.path, place, size, one.embeddings, broken, classes) for one, place in zip(many, found)]
     return Mix(parts, [one.name or part.name for one, part in zip(many, parts)], weights or None)
 
 
@@ -86,20 +105,27 @@ def open_embeddings(path: str | Path) -> Store:
     return EmbeddingShards(path) if Path(path).is_dir() else Embeddings.load(path)
 
 
-def open_source(path: str | Path) -> Source | Store:
-    """What lies at `path`, told by what it looks like."""
+def open_source(path: str | Path, labels: str | None = None) -> Source | Store:
+    """What lies at `path`, told by what it looks like.  ValueError: nothing known, or embeddings where labels are asked for."""
+    found = _open(path, labels)
+    if labels is not None and not isinstance(found, Source):
+        raise ValueError(f"{path} holds embeddings, which have no labels: name the pictures as source, and these as embeddings")
+    return found
+
+
+def _open(path: str | Path, labels: str | None) -> Source | Store:
     text, place = str(path), Path(path)
     if text.partition("?")[0].lower().endswith(TARS) or (any(c in text for c in "{*[") and not place.exists()):
-        return Shards(text)
+        return Shards(text, labels)
     if text.startswith("pipe:") or is_url(text):
         raise ValueError(f"{text} is no tar shard (it ends in none of {', '.join(TARS)}), and only these are read from afar")
     if place.is_dir():
         if (place / INDEX).is_file():
             return EmbeddingShards(place)
         tars = sorted(str(tar) for tar in place.iterdir() if tar.name.lower().endswith(TARS) and not tar.name.startswith("."))
-        return Shards(tars) if tars and not find_table(place) else Folder(place)
+        return Shards(tars, labels) if tars and not find_table(place) else Folder(place, labels=labels)
     if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
-        return Folder(place.parent, place)
+        return Folder(place.parent, place, labels)
     if place.is_file() and place.suffix.lower() == ".safetensors":
         return Embeddings.load(place)
     wrong = "is no known kind of data" if place.exists() else "is not there"
@@ -109,12 +135,18 @@ def open_source(path: str | Path) -> Source | Store:
     )
 
 
-def _open_one(path: str, size: int | None, embeddings: str | Path | Store | None, broken: Broken) -> Reader | Embedded:
-    found = open_source(path)
+def _reader(
+    path: str,
+    found: Source | Store,
+    size: int | None,
+    embeddings: str | Path | Store | None,
+    broken: Broken,
+    classes: Sequence[str] | None,
+) -> Reader | Embedded:
     if not isinstance(found, Source):
         if size is not None or embeddings is not None:
             asked = f"size={size}" if size is not None else "other embeddings"
             raise ValueError(f"{path} holds embeddings and no pictures, but {asked} was asked for: name the pictures as source")
         return Embedded(found, Path(path).resolve().stem)
     store = open_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
-    return Reader(found, size, broken=broken, embeddings=store)
+    return Reader(found, size, broken=broken, embeddings=store, classes=classes)

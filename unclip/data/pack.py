@@ -15,8 +15,8 @@ from unclip.clip.preprocess import fit_square
 from unclip.files import write_folder
 from unclip.images import png
 
-from .folder import caption_lines
 from .pictures import decode_picture
+from .sample import caption_lines
 from .shard_index import member_name
 from .source import Source
 
@@ -41,9 +41,9 @@ def pack(
     """Write `folder`/00000.tar and so on, in the order of keys, each as large as both limits allow.
 
     Pictures keep their very bytes or, with `size`, become square PNGs of that side (which lose nothing more).  Captions are a
-    .txt with one a line; those with line breaks or blanks around them a .json.  Broken pictures are left out, each told in
-    a warning.  Equal sources give equal bytes.  ValueError: the folder exists and is not empty; the disk is full (nothing
-    is left then).
+    .txt with one a line; those with line breaks or blanks around them a .json; a label is the field "label" of that .json.
+    Broken pictures are left out, each told in a warning.  Equal sources give equal bytes.  ValueError: the folder exists and
+    is not empty; the disk is full (nothing is left then).
     """
     limits = {"samples per shard": samples_per_shard, "bytes per shard": bytes_per_shard, "size": size}
     for what, limit in limits.items():
@@ -91,12 +91,15 @@ def _samples(
         else:
             if size is not None:
                 data, suffix = png(fit_square(image[None], size)[0], {}), ".png"
-            yield [(member_name(key) + (SUFFIX.get(suffix, suffix) or ".png"), data), _caption(key, captions)]
+            label = None if source.labels is None else source.labels[row]
+            yield [(member_name(key) + (SUFFIX.get(suffix, suffix) or ".png"), data), _words(key, captions, label)]
         progress(row + 1, len(source.keys))
 
 
-def _caption(key: str, captions: list[str]) -> tuple[str, bytes]:
+def _words(key: str, captions: list[str], label: str | None) -> tuple[str, bytes]:
+    """The member that says them."""
     text = "".join(f"{caption}\n" for caption in captions).encode()
-    if caption_lines(text) == captions or captions == [""]:
+    if label is None and (caption_lines(text) == captions or captions == [""]):
         return f"{member_name(key)}.txt", text
-    return f"{member_name(key)}.json", json.dumps({"key": key, "caption": captions}, ensure_ascii=False).encode()
+    record = {"key": key} | ({"caption": captions} if captions else {}) | ({"label": label} if label is not None else {})
+    return f"{member_name(key)}.json", json.dumps(record, ensure_ascii=False).encode()

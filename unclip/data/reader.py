@@ -16,6 +16,7 @@ from unclip.randomness import Noise
 from unclip.types import Batch
 
 from .pictures import decode_picture
+from .sample import class_names, class_numbers
 from .source import Source
 
 Broken = Literal["skip", "raise"]
@@ -51,14 +52,32 @@ class Reader:
     others told in a warning, and captions are the embedded ones.  broken="skip": what cannot be read is named once (in
     each process) in a warning, and the next readable sample takes its place, the same one in every run; "raise": a
     ValueError names it.  May be called from several threads.
+
+    A source with labels has `classes`, its sorted names, whose places are the numbers in a batch.  `classes` given = those of
+    other data, of the training for what is held out; a ValueError names a class that is not among them.
     """
 
-    def __init__(self, source: Source, size: int | None, *, broken: Broken = "skip", embeddings: Store | None = None):
+    def __init__(
+        self,
+        source: Source,
+        size: int | None,
+        *,
+        broken: Broken = "skip",
+        embeddings: Store | None = None,
+        classes: Sequence[str] | None = None,
+    ):
         if (size is not None and size < 1) or broken not in ("skip", "raise"):
             raise ValueError(f"size={size}, broken={broken!r}; size is at least 1 and broken 'skip' or 'raise'")
         self.source, self.size, self.broken, self.embeddings = source, size, broken, embeddings
         self.keys: Sequence[str] = source.keys
         self.rows: Sequence[int] = range(len(source.keys))  # of the source
+        self.classes: tuple[str, ...] = ()
+        self._numbers: Tensor | None = None  # of the class of each row
+        if source.labels is not None:
+            self.classes = class_names(source.labels) if classes is None else tuple(classes)
+            self._numbers = torch.from_numpy(class_numbers(source.labels, self.classes, source.keys, source.name))
+        elif classes is not None:
+            raise ValueError(f"{source.name} has no labels to be of {len(classes)} classes: say where they stand")
         if embeddings is not None:
             self._keep(embeddings)
         self._bad: set[int] = set()  # only saves reading and naming them again
@@ -71,9 +90,10 @@ class Reader:
     @property
     def fields(self) -> frozenset[str]:
         """What its batches have."""
-        has = {"captions"} | ({"images"} if self.size is not None else set())
+        has = {"captions"} if self.source.captioned else set()
+        has |= ({"images"} if self.size is not None else set()) | ({"labels"} if self._numbers is not None else set())
         if self.embeddings is not None:
-            has |= {"image_embed"} | ({"text"} if self.embeddings.has_text else set())
+            has |= {"image_embed"} | ({"captions", "text"} if self.embeddings.has_text else set())
         return frozenset(has)
 
     def __len__(self) -> int:
@@ -86,8 +106,12 @@ class Reader:
         if self.size is not None:
             pictures = [image for _, image, _ in found if image is not None]
             images = torch.stack(pictures) if pictures else torch.empty(0, 3, self.size, self.size)
-        captions = chosen([captions for _, _, captions in found], noise)
-        batch = Batch(keys=[self.keys[i] for i, _, _ in found], images=images, captions=captions)
+        batch = Batch(
+            keys=[self.keys[i] for i, _, _ in found],
+            images=images,
+            captions=chosen([captions for _, _, captions in found], noise) if self.source.captioned else None,
+            labels=None if self._numbers is None else self._numbers[[self.rows[i] for i, _, _ in found]],
+        )
         return batch if self.embeddings is None else self.embeddings.join(batch, noise)
 
     def sample(self, index: int) -> Sample:
@@ -141,6 +165,8 @@ class Reader:
 
 class Embedded:
     """Embeddings alone, for what trains on nothing else: batches without pictures, captions where there are some."""
+
+    classes: tuple[str, ...] = ()
 
     def __init__(self, embeddings: Store, name: str):
         if not len(embeddings.keys):

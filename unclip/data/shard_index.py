@@ -5,8 +5,6 @@ from __future__ import annotations
 import tarfile
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from unclip.config import Config
 
 from .files import Stamp
@@ -18,31 +16,31 @@ TEXTS = ("txt", "json")  # where captions are looked for, in this order
 
 
 class Entry(NamedTuple):
-    """A captioned picture: its members' suffixes, and where their bytes begin."""
+    """A picture and what belongs to it: its members' suffixes, and where their bytes begin.  Size 0: there is no such member."""
 
     key: str
     suffix: str
     offset: int
     size: int
-    text_suffix: str
+    text_suffix: str  # of the captions; "" = there are none
     text_offset: int
     text_size: int
+    record_offset: int  # of the .json
+    record_size: int
+    class_offset: int  # of the .cls, webdataset's place for the number of a class
+    class_size: int
 
 
 class Index(Config, frozen=True, kw_only=True):
     """`size` and `tag` are those of the shard when it was read; `problem` says where a broken one ends."""
 
-    format: Literal["unclip.shard.1"] = "unclip.shard.1"
+    format: Literal["unclip.shard.2"] = "unclip.shard.2"
     size: int
     tag: str
     copied: bool  # it is read from an uncompressed copy in the cache
     entries: tuple[Entry, ...]
-    captionless: tuple[str, ...]
     pictureless: tuple[str, ...]
     problem: str | None
-
-    def compact(self) -> bytes:
-        return msgspec.json.encode(self)
 
 
 def scan(file: Any, size: int, stamped: Stamp, copied: bool) -> Index:
@@ -70,14 +68,14 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool) -> Index:
                 problem = f"is broken or truncated at byte {end} of {size}"
     except (tarfile.TarError, EOFError) as error:
         problem = f"is no whole tar: {error}"
-    entries, captionless, pictureless = [], [], []
+    entries, pictureless = [], []
     for key, members in found.items():
         picture = next((suffix for suffix in members if f".{suffix.lower()}" in SUFFIXES), None)
         text = next((suffix for suffix in TEXTS if suffix in members), None)
-        if picture and text:
-            entries.append(Entry(key, picture, *members[picture], text, *members[text]))
-        elif picture:
-            captionless.append(key)
+        if picture:
+            others = (members.get(suffix or "", (0, 0)) for suffix in (text, "json", "cls"))
+            caption, record, number = others
+            entries.append(Entry(key, picture, *members[picture], text or "", *caption, *record, *number))
         elif text:
             pictureless.append(key)
     return Index(
@@ -85,7 +83,6 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool) -> Index:
         tag=stamped.tag,
         copied=copied,
         entries=tuple(entries),
-        captionless=tuple(captionless),
         pictureless=tuple(pictureless),
         problem=problem,
     )

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from . import files
-from .files import Stamp
-from .folder import caption_lines
 from .pictures import MAX_BYTES
-from .shard_index import Index, scan
+from .sample import FOLDER, caption_lines, read_record, record_captions
+from .shard_cache import keep, recall
+from .shard_index import Entry, Index, scan
+from .shard_labels import Labels, read_labels
 from .source import say_left_out
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 THREADS = 16  # that look at shards when a source is opened: waiting for a file system is most of the work
 
@@ -34,9 +37,12 @@ class Shards:
     beside it (`x.tar.index.json`) or in the cache folder and made anew when its size or its date (etag) has changed.
     A compressed shard, or one on a web server without ranges, is first copied to the cache.  So every source has an
     index and an exact order, however many processes read it.  Of a truncated shard the whole samples are used.
+
+    labels: "folder" (a picture's class is the top-level folder of its member), the name of a field of the .json, or "cls" for
+    the .cls.  Pictures with a label need no caption; those without one are left out.
     """
 
-    def __init__(self, shards: str | Sequence[str]):
+    def __init__(self, shards: str | Sequence[str], labels: str | None = None):
         patterns = [shards] if isinstance(shards, str) else list(shards)
         self.shards = [place for pattern in patterns for place in files.expand(str(pattern))]
         if not self.shards:
@@ -44,29 +50,45 @@ class Shards:
         if twice := [shard for shard, times in Counter(self.shards).items() if times > 1]:
             raise ValueError(f"the shard {twice[0]} is given twice")
         self.name = _stem(self.shards[0]) if len(self.shards) == 1 else _folder_name(self.shards[0])
-        opened = _open_all(self.shards)
+        opened = _each(_open, self.shards, "index")
         self._places = [place for place, _ in opened]
         indexes = [index for _, index in opened]
         self.problems = {shard: index.problem for shard, index in zip(self.shards, indexes) if index.problem}
+        whole = [[bool(entry.text_suffix) for entry in index.entries] for index in indexes]
+        named: list[Labels] = []
+        if labels is not None:
+            named = _each(partial(_labels, field=labels), list(zip(self.shards, opened)), "labels")
+            whole = [[name is not None for name in one.names] for one in named]
+        kept = [list(compress(index.entries, some)) for index, some in zip(indexes, whole)]
         for shard, problem in self.problems.items():
-            n = len(indexes[self.shards.index(shard)].entries)
+            n = len(kept[self.shards.index(shard)])
             warnings.warn(f"{shard} {problem}; its {n} whole samples are used", stacklevel=1)
         self.left_out = {
-            "pictures have no caption": [key for index in indexes for key in index.captionless],
+            f"pictures have no {'caption' if labels is None else 'label'}": [
+                entry.key for index, some in zip(indexes, whole) for entry, one in zip(index.entries, some) if not one
+            ],
             "captions have no picture": [key for index in indexes for key in index.pictureless],
         }
         say_left_out(self.left_out)
-        self._sort(indexes)
+        order = self._sort(kept, labels)
+        names = [name for one in named for name in one.names if name is not None]
+        self.labels = [names[i] for i in order] if named else None
+        self.captioned = labels is None or any(one.captioned for one in named)
 
-    def _sort(self, indexes: list[Index]) -> None:
-        entries = [entry for index in indexes for entry in index.entries]
+    def _sort(self, kept: list[list[Entry]], labels: str | None) -> list[int]:
+        """All entries by key; the order is that of their places among the entries as they come."""
+        entries = [entry for some in kept for entry in some]
         if not entries:
+            what, members = "captioned picture", "0001.jpg and 0001.txt"
+            if labels is not None:
+                what = f"picture with the label {labels!r}"
+                members = "cats/0001.jpg" if labels == FOLDER else "0001.jpg and 0001.json"
             raise ValueError(
-                f"there is no captioned picture in the {len(self.shards)} shards, the first is {self.shards[0]};"
-                " expected members such as 0001.jpg and 0001.txt"
+                f"there is no {what} in the {len(self.shards)} shards, the first is {self.shards[0]};"
+                f" expected members such as {members}"
             )
         keys = [entry.key for entry in entries]
-        shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index.entries) for index in indexes])
+        shard = np.repeat(np.arange(len(kept), dtype=np.int32), [len(some) for some in kept])
         if len(set(keys)) < len(keys):
             keys = [f"{_stem(self.shards[s])}/{key}" for s, key in zip(shard.tolist(), keys)]
             if len(set(keys)) < len(keys):
@@ -81,6 +103,7 @@ class Shards:
         self._kinds = sorted(set(kinds))
         number = {kind: i for i, kind in enumerate(self._kinds)}
         self._kind = np.array([number[kind] for kind in kinds], np.int16)[order]
+        return order
 
     def where(self, row: int) -> str:
         return f"{self.shards[self._shard[row]]}:{self.keys[row]}.{self._kinds[self._kind[row]].split()[0]}"
@@ -92,11 +115,16 @@ class Shards:
         return files.read_range(self._places[self._shard[row]], offset, size)
 
     def captions(self, row: int) -> list[str]:
+        suffix = self._kinds[self._kind[row]].partition(" ")[2]
+        if not suffix or not self.captioned:
+            return [""] if self.captioned else []
         offset, size = self._text[row].tolist()
         data = files.read_range(self._places[self._shard[row]], offset, min(size, MAX_BYTES))
-        suffix = self._kinds[self._kind[row]].split()[1]
         try:
-            return caption_lines(data) or [""] if suffix == "txt" else _from_json(data)
+            found = caption_lines(data) if suffix == "txt" else record_captions(read_record(data))
+            if not found and suffix == "json" and self.labels is None:
+                raise ValueError('expected {"caption": text or list of texts}')
+            return found or [""]
         except ValueError as error:
             raise ValueError(f"{self.shards[self._shard[row]]}:{self.keys[row]}.{suffix} cannot be read: {error}") from None
 
@@ -107,31 +135,22 @@ class Shards:
         return digest.hexdigest()
 
 
-def _from_json(data: bytes) -> list[str]:
-    record = json.loads(data)
-    record = record if isinstance(record, dict) else {}
-    captions: Any = next((record[name] for name in ("caption", "captions", "text") if record.get(name) is not None), None)
-    captions = captions if isinstance(captions, list) else [captions]
-    if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError('expected {"caption": text or list of texts}')
-    return captions
-
-
-def _open_all(shards: list[str]) -> list[tuple[str, Index]]:
-    """Where each shard is read from, and its index."""
+def _each(do: Callable[[Item], Found], items: Sequence[Item], name: str) -> list[Found]:
+    """In threads, with a bar where that takes long."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(shards), desc="index", unit="shard", disable=None, delay=1) as bar:
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=name, unit="shard", disable=None, delay=1) as bar:
         found = []
-        for one in pool.map(_open, shards):
+        for one in pool.map(do, items):
             found.append(one)
             bar.update()
         return found
 
 
 def _open(shard: str) -> tuple[str, Index]:
+    """Where the shard is read from, and its index."""
     now = files.stamp(shard)
-    known = _known_index(shard, now)
+    known = recall(Index, shard, "index", now)
     copied = known.copied if known else files.is_compressed(shard) or not files.has_ranges(shard)
     place = shard
     if copied:
@@ -143,39 +162,23 @@ def _open(shard: str) -> tuple[str, Index]:
         size = files.stamp(place).size
         with files.open_file(place) as file:
             known = scan(file, size, now, copied)
-        _save_index(shard, known)
+        keep(known, shard, "index")
     return place, known
 
 
-def _known_index(shard: str, now: Stamp) -> Index | None:
-    for path in _index_paths(shard):
+def _labels(opened: tuple[str, tuple[str, Index]], field: str) -> Labels:
+    shard, (place, index) = opened
+    name = f"labels-{hashlib.blake2b(field.encode(), digest_size=6).hexdigest()}"
+    known = recall(Labels, shard, name, files.Stamp(index.size, index.tag))
+    if known is None:
         try:
-            index = Index.load(path)
-        except ValueError:  # absent or damaged: made anew
-            continue
-        if (index.size, index.tag) == now:
-            return index
-    return None
-
-
-def _save_index(shard: str, index: Index) -> None:
-    """Beside the shard or, where that cannot be written, in the cache; a full disk only means to index again."""
-    for path in _index_paths(shard):
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(index.compact())
-            os.replace(aside, path)
-            return
-        except OSError:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-
-
-def _index_paths(shard: str) -> list[Path]:
-    digest = hashlib.blake2b((shard if files.is_url(shard) else str(Path(shard).resolve())).encode(), digest_size=12).hexdigest()
-    cached = files.cache_folder() / "shards" / f"{digest}.index.json"
-    return [cached] if files.is_url(shard) else [Path(f"{shard}.index.json"), cached]
+            with files.open_file(place) as file:
+                known = read_labels(file, index, field)
+        except ValueError as error:
+            raise ValueError(f"{shard}: {error}") from None
+        if field != FOLDER:
+            keep(known, shard, name)
+    return known
 
 
 def _stem(shard: str) -> str:

@@ -1,4 +1,4 @@
-"""What the reader asks of a folder, a table or tar shards: keys, captions, and a picture's bytes by row."""
+"""What the reader asks of a folder, a table or tar shards: keys, captions, labels, and a picture's bytes by row."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ class Source(Protocol):
 
     name: str
     left_out: dict[str, list[str]]  # what is wrong -> names of what is left out for it
+    captioned: bool  # whether any picture has a caption; without labels each has
 
     @property
     def keys(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The name of each row's class, where labels were asked for."""
+        ...
 
     def where(self, row: int) -> str:
         """A name of the picture for people, with the suffix of its file."""
@@ -26,7 +32,7 @@ class Source(Protocol):
         ...
 
     def captions(self, row: int) -> list[str]:
-        """At least one; it may be empty.  ValueError: they are broken."""
+        """At least one, which may be empty; none where nothing is `captioned`.  ValueError: they are broken."""
         ...
 
     def digest(self) -> str:
