@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 C = TypeVar("C", bound="Config")
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,17 +27,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Read a config; an unknown, missing or mistyped field is a ValueError that names it by path."""
         try:
             return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
-            raise ValueError(f"{source} is no {cls.__name__}: {error}{_known(cls, str(error))}") from None
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+            told = visible(error, 500)
+            raise ValueError(f"{source} is no {cls.__name__}: {told}{_known(cls, str(error))}") from None
 
     @classmethod
     def load(cls: type[C], path: str | Path) -> C:
-        """Read a JSON file."""
+        """Read a JSON file, in UTF-8 with or without a byte order mark."""
         try:
-            text = Path(path).read_bytes()
+            if not (path := Path(path).expanduser()).is_file() and path.exists():  # a pipe, which nobody may be writing to
+                raise ValueError(f"{path} cannot be read: it is no regular file")
+            text = path.read_bytes()
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-        return cls.from_json(text, source=str(path))
+        return cls.from_json(text.removeprefix(codecs.BOM_UTF8), source=str(path))
 
     def replace(self: C, **changes: Any) -> C:
         """A copy with some fields changed, checked like a new one.  `config.replace(lr=1e-4)`."""
@@ -77,3 +83,10 @@ def _known(cls: type[Config], message: str) -> str:
         hint = get_type_hints(cls).get(name)
         cls = next((x for x in (hint, *get_args(hint)) if isinstance(x, type) and issubclass(x, Config)), cls)
     return f" ({cls.__name__} has {', '.join(cls.__struct_fields__)})"
+
+
+def visible(text: object, most: int = 200) -> str:
+    """Text from a file, fit for a terminal: control characters as escapes (`\\x1b`), and what is longer than `most` cut."""
+    text = str(text)
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), cut)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unclip.files import sync
+
 from .config import TrainConfig
 from .shard import Spread
 
@@ -73,12 +75,12 @@ def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) 
             files[path.name] = {"size": path.stat().st_size, "sha256": digest}
         index = {"format": FORMAT, "step": state.step, "files": files, **state.values}
         (aside / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n")
-        _sync(aside / INDEX)
-        _sync(aside)
+        sync(aside / INDEX)
+        sync(aside)
         if final.exists():  # a broken state, or a step done again after falling back behind it
             shutil.rmtree(final)
         aside.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -221,11 +223,3 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

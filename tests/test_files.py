@@ -1,0 +1,207 @@
+"""What is read and written: special files, pointers and byte order marks, and files that are put in place all or none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unclip import files
+from unclip.config import Config
+from unclip.files import read_json, regular_file, sync, visible, write_files, write_folder
+from unclip.training import state
+from unclip.types import Sampling
+
+
+def test_text_from_files_is_made_visible_and_cut() -> None:
+    assert visible("ein Löwe 🦁 👩\u200d🚀") == "ein Löwe 🦁 👩\u200d🚀"
+    assert visible("a\x1b[2J\x07b\nc\u202ed\ud800\x9b") == r"a\x1b[2J\x07b\nc\u202ed\ud800\x9b"
+    assert visible("x" * 300) == "x" * 200 + "..." and visible("x" * 200) == "x" * 200 and visible(3) == "3"
+    with pytest.raises(ValueError, match=r"unknown field `\\x1b\[31mred`"):
+        Sampling.from_json('{"\\u001b[31mred": 1}')
+    assert len(str(pytest.raises(ValueError, Sampling.from_json, json.dumps({"x" * 10_000: 1})).value)) < 700
+
+
+@pytest.fixture
+def special(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Paths that block a reader or never end, and what they are called."""
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    os.mkfifo("pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("socket")
+    server.close()
+    os.mkdir("folder")
+    os.symlink("pipe", "link")
+    return {"pipe": "pipe", "link": "pipe", "socket": "socket", "folder": "folder", "/dev/zero": "device"}
+
+
+def test_special_files_are_refused_at_once(special: dict[str, str]) -> None:
+    for read in (regular_file, read_json):
+        for path, kind in special.items():
+            with pytest.raises(ValueError, match=f"cannot be read: it is a {kind}.*, and a file is expected"):
+                read(path)
+        with pytest.raises(ValueError, match="lost is missing"):
+            read("lost")
+        with pytest.raises(ValueError, match="cannot be read: .*too long"):
+            read("n" * 300)
+        with pytest.raises(ValueError, match=r"a\\x00b cannot be read: embedded null byte"):
+            read("a\0b")
+    for path in special:
+        with pytest.raises(ValueError, match="cannot be read: it is no regular file"):
+            Sampling.load(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(json.dumps({"sampler": "ddpm", "name": "Löwe"}, ensure_ascii=False).encode(encoding))
+    assert read_json(path) == {"sampler": "ddpm", "name": "Löwe"}
+
+
+def test_configs_with_a_byte_order_mark_and_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "x.json").write_text(Sampling(steps=7).to_json(), encoding="utf-8-sig")
+    assert Sampling.load("~/x.json") == Sampling(steps=7) and read_json("~/x.json")["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3459\n", "is a git-lfs pointer of 67 bytes.*git lfs"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+        (b'{"a": "\xff\xfe"}', "cannot be read as JSON: .*decode byte"),
+        (b"[1]", "must hold an object, not a list"),
+        (b"", "cannot be read as JSON"),
+    ],
+)
+def test_json_that_is_none(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(ValueError, match=f"x.json {message}") as error:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_configs_nested_without_end(tmp_path: Path) -> None:
+    class Nest(Config, frozen=True, kw_only=True):
+        inner: dict[str, Any]
+
+    with pytest.raises(ValueError, match="is no Nest: maximum recursion depth"):
+        Nest.from_json('{"inner":' + '{"a":' * 100_000)
+
+
+# Written
+
+
+def test_all_files_or_none(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x").write_text("mine")
+    with pytest.raises(ValueError, match="cannot write .*/c: Is a directory"):
+        write_files([(tmp_path / name, name.encode()) for name in "abc"])
+    assert (tmp_path / "a").read_text() == "before" and sorted(os.listdir(tmp_path)) == ["a", "c"]
+    write_files([(tmp_path / name, name.encode()) for name in "ab"])
+    assert (tmp_path / "a").read_text() == "a" and sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_files([(tmp_path / "a", b"1")])
+    write_files([(tmp_path / "a", b"2"), (tmp_path / "b", b"3")])
+    assert (tmp_path / "a").read_bytes() == b"2" and sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    write_files([(path, b"1")])
+    write_folder(tmp_path / ("m" * 255), lambda aside: None)
+    assert path.read_bytes() == b"1" and (tmp_path / ("m" * 255)).is_dir()
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    for target in ("kept", "nowhere"):
+        (tmp_path / "x").unlink(missing_ok=True)
+        (tmp_path / "x").symlink_to(target)
+        write_files([(tmp_path / "x", b"new"), (tmp_path / "y", b"new")])
+        assert not (tmp_path / "x").is_symlink() and (tmp_path / "x").read_text() == "new"
+    assert (tmp_path / "kept").read_text() == "kept" and sorted(os.listdir(tmp_path)) == ["kept", "x", "y"]
+
+
+def test_several_threads_write_to_one_path(tmp_path: Path) -> None:
+    contents = [bytes([k]) * 100_000 for k in range(4)]
+    failures: list[Exception] = []
+
+    def write(data: bytes) -> None:
+        try:
+            for _ in range(20):
+                write_files([(tmp_path / "x", data)])
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(data,)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and (tmp_path / "x").read_bytes() in contents and os.listdir(tmp_path) == ["x"]
+
+
+class Windows:
+    """`os` by its rules: no folder can be opened, and what is open for reading only cannot be synced."""
+
+    name = "nt"
+
+    def open(self, path: Any, flags: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.open(path, flags)
+
+    def fsync(self, handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        os.fsync(handle)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+def test_what_windows_can_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises OSError for what Linux does, which looked like a full disk: a training would never have saved."""
+    for module in (files, state):
+        monkeypatch.setattr(module, "os", Windows())
+    write_folder(tmp_path / "new", lambda aside: (aside / "x").write_bytes(b"1") and None)
+    write_files([(tmp_path / "y", b"1")])
+    saved = state.save(tmp_path / "run", state.State(3, {"model": {"a": torch.ones(2)}}, {"config": "{}"}), keep=2)
+    found = state.newest(tmp_path / "run")
+    assert saved.is_dir() and found is not None and found.step == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "raised"), [(errno.EINVAL, "", False), (errno.EINVAL, "x", True), (errno.ENOSPC, "", True)]
+)
+def test_folders_are_synced_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str, raised: bool
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "x").write_text("x")
+    monkeypatch.setattr(os, "fsync", refuse)
+    call: Callable[[], None] = lambda: sync(tmp_path / name)  # noqa: E731
+    if raised:
+        pytest.raises(OSError, call)
+    else:
+        call()
