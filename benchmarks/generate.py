@@ -85,7 +85,7 @@ def trace(options: list[str], png: Path) -> None:
     import unclip.cli
 
     mark("import unclip.cli")
-    load = unclip.cli.generate.load
+    load = unclip.cli.generate.load_any
 
     def load_timed(*args: Any) -> Any:
         # The imports that loading would make, one by one.
@@ -101,16 +101,18 @@ def trace(options: list[str], png: Path) -> None:
         import upsamplers  # noqa: F401
         from unclip.pipelines.generation import Generation
         from unclip.pipelines.unclip import UnCLIP
+        from unclip.types import Step
 
         mark("import unclip, prior, ...")
         generate, save = UnCLIP.generate, Generation.save
 
-        def generate_timed(pipe: UnCLIP, captions: list[str], *, progress: Callable[..., None], **settings: Any) -> Generation:
-            def report(stage: str, done: int, total: int) -> None:
-                progress(stage, done, total)
-                mark("text, prior" if stage == "prior" else stage)
+        def generate_timed(pipe: UnCLIP, captions: list[str], *, callback: Callable[..., None], **settings: Any) -> Generation:
+            def report(step: Step) -> None:
+                callback(step)
+                if step.step == step.steps:
+                    mark("text, prior" if step.stage == "prior" else step.stage)
 
-            return generate(pipe, captions, progress=report, **settings)
+            return generate(pipe, captions, callback=report, **settings)
 
         def save_timed(generation: Generation, path: Path) -> list[Path]:
             paths = save(generation, path)
@@ -123,7 +125,7 @@ def trace(options: list[str], png: Path) -> None:
         mark("load, check the CLIP")
         return pipe
 
-    unclip.cli.generate.load = load_timed  # type: ignore
+    unclip.cli.generate.load_any = load_timed  # type: ignore
     sys.argv = ["unclip", *options]
     unclip.cli.main()
 

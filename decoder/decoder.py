@@ -124,6 +124,25 @@ class Decoder(Part[DecoderConfig]):
             raise ValueError("this decoder reads no embeddings, so it has none to stand for nothing")
         self.network.conditions.image_embed.set_null(embed)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How it samples by default."""
+        return self.config.sampling
+
+    def describe(self) -> str:
+        """How it samples by default, in a few words."""
+        return self.sampling.describe()
+
+    @property
+    def inversion(self) -> Inversion:
+        """How it inverts by default."""
+        return self.config.inversion
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes; () without labels, or where they have no names."""
+        return () if self.config.conditions.label is None else self.config.conditions.label.names
+
     def resolve(self, sampling: Sampling | None = None) -> Sampling:
         """`sampling`, or the decoder's own, its steps the timesteps that are visited; pure noise lives at the first."""
         sampling = sampling or self.config.sampling

@@ -6,6 +6,7 @@ first, so that sampling can ask for embeddings near to the caption: it is drawn 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from unclip.checkpoint import Part
 from unclip.config import Config
 from unclip.nn.transformer import Cache
 from unclip.randomness import Noise
-from unclip.types import Losses, Sampling, Text, tree_map
+from unclip.types import Losses, Sampling, Text, joined, tree_map
 
 from .ar_network import ARNetwork, ARNetworkConfig
 from .network import Prompt
@@ -98,14 +99,36 @@ class ARPrior(Part[ARPriorConfig]):
         right = (logits.detach().argmax(-1) == symbols).float().mean(1)
         return Losses(total, None, {"dot": nats[:, 0], "first": nats[:, 1:9].mean(1), "accuracy": right})
 
+    @property
+    def sampling(self) -> ARSampling:
+        """How it samples by default."""
+        return self.config.sampling
+
+    def describe(self) -> str:
+        """How it samples by default, in a few words."""
+        return f"autoregressive, {self.length} symbols, guidance {self.sampling.guidance:g}"
+
+    def resolve(self, sampling: ARSampling | Sampling | None = None) -> ARSampling:
+        """`sampling`, or the prior's own; of a `Sampling` the guidance is taken, and other settings are refused."""
+        return self._settings(sampling)
+
     @torch.no_grad()
     def sample(
-        self, text: Text, *, noise: Noise, n: int = 1, sampling: ARSampling | Sampling | None = None
+        self,
+        text: Text,
+        *,
+        noise: Noise,
+        n: int = 1,
+        sampling: ARSampling | Sampling | None = None,
+        negative: Text | None = None,
+        on_step: Callable[[int, int, Tensor], object] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Draw n raw embeddings for each caption; one noise stream per caption.  A `Sampling` may bring its guidance only.
 
         One number per symbol is drawn from a row's stream and looked up in the cumulated probabilities, so that a row's
         draw is the same whatever the batch (up to a number that falls on a border: it then gets the neighbouring bucket).
+        negative: captions, one or one each, that guidance leads away from, in place of the null.  on_step: called after each
+        symbol with its number, how many there will be, and those drawn so far (b * n, number).
         """
         settings = self._settings(sampling)
         if len(noise) != len(text.mask) or n < 1:
@@ -116,7 +139,7 @@ class ARPrior(Part[ARPriorConfig]):
         share = settings.percentile / 100
         numbers[:, 0] = share + (1 - share) * numbers[:, 0]
         guided = settings.guidance != 1
-        logits, prefix = self._begin(self._prompt(text), guided)
+        logits, prefix = self._begin(text, guided, negative)
         logits = logits.repeat_interleave(n, dim=0)
         symbols: list[Tensor] = []
         drawn: Cache | None = None
@@ -126,6 +149,8 @@ class ARPrior(Part[ARPriorConfig]):
                 given, null = logits.chunk(2)
                 logits = null + settings.guidance * (given - null)
             symbols.append(draw(logits, numbers[:, len(symbols)], settings.temperature, settings.top_p))
+            if on_step is not None:
+                on_step(len(symbols), self.length, torch.stack(symbols, dim=1))
             if len(symbols) == self.length:
                 break
             new = symbols[-1].repeat(2 if guided else 1)[:, None]
@@ -133,10 +158,11 @@ class ARPrior(Part[ARPriorConfig]):
         x = self.quantizer.decode(torch.stack(symbols[1:], dim=1))
         return self.scaling.unscale(x).unflatten(0, (-1, n))
 
-    def _begin(self, prompt: Prompt, guided: bool) -> tuple[Float[Tensor, "r 1 v"], Cache]:
+    def _begin(self, text: Text, guided: bool, negative: Text | None) -> tuple[Float[Tensor, "r 1 v"], Cache]:
         """Logits of the first symbol and the prompts' cache; guided, as many rows of the null follow, run once."""
-        rows = len(prompt.mask)
-        if guided:
+        rows = len(text.strings)
+        prompt = self._prompt(text if negative is None or not guided else joined([text, negative]))
+        if guided and negative is None:
             prompt = tree_map(lambda a, b: torch.cat([a, b]), prompt, self.network.null(prompt.mask.shape[1]))
         begun = self.network(torch.zeros(len(prompt.mask), 0, dtype=torch.int64), prompt)
         if not guided:
@@ -177,7 +203,7 @@ class ARPrior(Part[ARPriorConfig]):
         names = [f for f in sampling.__struct_fields__ if f != "guidance" and getattr(sampling, f) != getattr(default, f)]
         if names:
             raise ValueError(
-                f"an autoregressive prior has no {', '.join(names)}: "
+                f"an autoregressive prior draws its {self.length} symbols one by one and has no {', '.join(names)}: "
                 f"sample it with ARSampling({', '.join(ARSampling.__struct_fields__)})"
             )
         return self.config.sampling.replace(guidance=sampling.guidance)

@@ -43,7 +43,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
     """|| f(y) - z_i ||^2 + contrast * cross-entropy of picking the own caption's z_t among the batch's."""
 
     config_class = ContrastivePriorConfig
-    candidates = length = 1  # every draw is the same, and takes one pass
+    candidates = 1  # every draw is the same
     couples_samples = True  # by its loss
 
     def __init__(self, config: ContrastivePriorConfig):

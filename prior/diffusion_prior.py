@@ -17,7 +17,7 @@ from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import ScheduleConfig, spaced
 from unclip.diffusion.variance import Analytic
 from unclip.randomness import Noise
-from unclip.types import Denoise, Losses, Sampling, Text, tree_map
+from unclip.types import Denoise, Losses, Sampling, Text, Wrap, joined, tree_map
 
 from .network import PriorNetwork, PriorNetworkConfig, Prompt
 from .scaling import Scaling, ScalingKind
@@ -73,8 +73,21 @@ class DiffusionPrior(Part[PriorConfig]):
         return self.denoiser.loss(x0, t, eps, self._prompt(text, drop), self.config.weighting)
 
     @torch.no_grad()
-    def sample(self, text: Text, *, noise: Noise, n: int = 1, sampling: Sampling | None = None) -> Float[Tensor, "b n d"]:
-        """Draw n raw embeddings for each caption; one noise stream per caption.  The paper keeps the best of two."""
+    def sample(
+        self,
+        text: Text,
+        *,
+        noise: Noise,
+        n: int = 1,
+        sampling: Sampling | None = None,
+        negative: Text | None = None,
+        wrap: Wrap | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Draw n raw embeddings for each caption; one noise stream per caption.  The paper keeps the best of two.
+
+        negative: captions, one or one each, that guidance leads away from, in place of the null.  wrap: applied to the guided
+        and clamped denoiser.
+        """
         sampling = sampling or self.config.sampling
         _check_sampling(sampling)
         if len(noise) != len(text.mask) or n < 1:
@@ -84,25 +97,46 @@ class DiffusionPrior(Part[PriorConfig]):
         variance = self._analytic(sampling) if sampling.variance == "analytic" and sampling.sampler == "ddpm" else None
         streams = noise.repeat(n)
         x = streams.at("x_T").normal((self.embed_dim,)).to(self.device)
-        denoise = self.denoise(text, sampling)
+        denoise = self.denoise(text, sampling, negative)
+        denoise = denoise if wrap is None else wrap(denoise)
         x0 = run(denoise, x, self.schedule, sampling, noise=streams.at("steps"), variance=variance)
         return self.scaling.unscale(x0).unflatten(0, (-1, n))
 
-    def denoise(self, text: Text, sampling: Sampling) -> Denoise:
+    def denoise(self, text: Text, sampling: Sampling, negative: Text | None = None) -> Denoise:
         """The captions bound: (x_t, t) -> Prediction in standardised units.  x_t (b*n, d) is caption-major."""
-        prompt = self._prompt(text)
-        rows, null = len(prompt.mask), None
+        rows, null = len(text.strings), None
         if sampling.guidance == 1:
-            cond = self.network.encode(prompt)
+            cond = self.network.encode(self._prompt(text))
         else:
-            # One null serves every caption; it goes through the network with them, so that weights are read once.
-            absent = self.network.null(prompt.mask.shape[1])
-            both = self.network.encode(tree_map(lambda a, b: torch.cat([a, b]), prompt, absent))
+            # The nulls go through the network with the captions, so that weights are read once; one null serves all of them.
+            prompt = self._prompt(text if negative is None else joined([text, negative]))
+            if negative is None:
+                absent = self.network.null(prompt.mask.shape[1])
+                prompt = tree_map(lambda a, b: torch.cat([a, b]), prompt, absent)
+            both = self.network.encode(prompt)
             cond, null = tree_map(lambda x: x[:rows], both), tree_map(lambda x: x[rows:], both)
         guided = classifier_free(self.denoiser, cond, null, sampling.guidance, sampling.interval)
         if self.config.clamp is not None:
             guided = threshold(guided, self.schedule, "static", self.config.clamp)
         return guided
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it samples by default."""
+        return self.config.sampling
+
+    def describe(self) -> str:
+        """How it samples by default, in a few words."""
+        return self.sampling.describe()
+
+    def resolve(self, sampling: Sampling | None = None) -> Sampling:
+        """`sampling`, or the prior's own, its steps the timesteps that are visited; ValueError: a variance was not measured."""
+        sampling = sampling or self.config.sampling
+        _check_sampling(sampling)
+        visited = spaced(self.schedule.T, sampling.steps)
+        if sampling.variance == "analytic" and sampling.sampler == "ddpm":
+            self._analytic(sampling)
+        return sampling.replace(steps=visited)
 
     def timesteps(self, sampling: Sampling | None = None) -> tuple[int, ...]:
         """The timesteps that `sample` visits, descending."""
@@ -158,9 +192,9 @@ class DiffusionPrior(Part[PriorConfig]):
         if not torch.isfinite(self.x0_variance[needed]).all():
             missing = int((~torch.isfinite(self.x0_variance[needed])).sum())
             raise ValueError(
-                f"this prior has no analytic variance for {missing} of the {len(needed)} timesteps to visit: call "
-                f"prior.measure_variance(image_embeds, text, {sampling.steps!r}, noise), "
-                "or sample with variance 'small'"
+                f"its analytic variance was not measured at {missing} of the {len(needed)} timesteps of steps {sampling.steps}; "
+                "leave out the option or setting that asks for them, sample with variance 'small', or measure them: "
+                f"prior.measure_variance(image_embeds, text, {sampling.steps!r}, noise)"
             )
         t = torch.arange(1, self.schedule.T + 1)
         gamma = 1 - self.schedule.snr(t) * self.x0_variance[1:].cpu().double()

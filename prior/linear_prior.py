@@ -21,14 +21,13 @@ RIDGES = tuple(10.0**k for k in range(-7, 3))  # tried, as shares of the mean va
 
 class LinearPriorConfig(Config, frozen=True, kw_only=True):
     embed_dim: int
-    sampling: Sampling = Sampling()  # nothing is drawn: only this default is taken
 
 
 class LinearPrior(Part[LinearPriorConfig]):
     """The direction of  W (z_t - mean) + b  at the data's mean norm, always the same.  Fitted in closed form, not trained."""
 
     config_class = LinearPriorConfig
-    candidates = length = 1  # every draw is the same, and takes one pass
+    candidates = 1  # every draw is the same
     text_mean: Tensor
 
     def __init__(self, config: LinearPriorConfig):

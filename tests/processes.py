@@ -151,5 +151,13 @@ def last(out: Path) -> None:
     train(ToyTask(), Circle(slow=0.01), LOST.replace(save_every=10**6), out / "stopped")
 
 
+def leave() -> None:
+    """Let go of the other processes before the interpreter ends, where gloo's threads may abort it (torch 2.14)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     {"lose": lose, "last": last, "main": main}[sys.argv[2]](Path(sys.argv[1]))
+    leave()

@@ -189,7 +189,7 @@ def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str
         ("unclip.json", lambda i: i["parts"].update(decoder="Sampling"), "knows no part 'Sampling'"),
         ("unclip.json", lambda i: i["parts"].update(decoder="os.system"), "knows no part 'os.system'"),
         ("unclip.json", lambda i: i["parts"].update(decoder="Upsampler"), "describes the class 'Decoder'; expected 'Upsampler'"),
-        ("unclip.json", lambda i: i["parts"].pop("prior") and None, "this one has no prior"),
+        ("unclip.json", lambda i: i["parts"].pop("decoder") and None, "this one has no decoder"),
         ("unclip.json", lambda i: i["parts"].update({"../x": "Decoder"}), "unknown part '../x'"),
         (
             "unclip.json",

@@ -203,7 +203,7 @@ def test_a_pipeline_with_an_autoregressive_prior(monkeypatch: pytest.MonkeyPatch
         with Image.open(f"{name}.png") as picture:
             assert picture.tobytes() == to_pil(made.images[0]).tobytes()
     ask = ("generate", "two dogs", "--model", "model", "-o", "x.png")
-    assert "prior: it draws its 6 symbols one by one and has no steps" in fails(*ask, "--steps", "prior=64")
+    assert "draws its 6 symbols one by one and has no steps" in fails(*ask, "--steps", "prior=64")
     assert "prior: guidance is nan" in fails(*ask, "--prior-guidance", "nan")
     line = call("info", "model").stdout.splitlines()[2]
     assert line.split()[:2] == ["prior", "ARPrior"] and line.endswith("autoregressive, 6 symbols, guidance 1.5")
@@ -354,7 +354,7 @@ def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, mon
 
 
 def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.pipelines.unclip.PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
     told: list[tuple[str, int]] = []
 
     class Bar:

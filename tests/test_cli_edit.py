@@ -235,7 +235,7 @@ ENLARGE = ["upsampler_64", 3, 3]
 def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every chunk, here of one picture, is counted by its own bar, from 0 to the bar's total."""
     pipe.invert("x.png").save("x.safetensors")
-    monkeypatch.setattr("unclip.pipelines.unclip.PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
     monkeypatch.setattr("tqdm.tqdm", Bar)
     monkeypatch.setattr(Bar, "told", [])
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prior.absent import AbsentPrior
 from unclip import checkpoint
 from unclip.checkpoint import open_pipeline
 from unclip.convert import convert
@@ -384,17 +383,22 @@ def test_captions_alone(tmp_path: Path, parts: dict[str, Any]) -> None:
 
 def test_pictures_alone(tmp_path: Path, parts: dict[str, Any]) -> None:
     """karlo-v1-alpha-image-variations has no prior."""
-    alone = load(karlo.save_diffusers(tmp_path / "pictures", "pictures"))
-    assert isinstance(alone["prior"], AbsentPrior)
+    folder = karlo.save_diffusers(tmp_path / "pictures", "pictures")
+    alone = load(folder)
+    assert "prior" not in alone
     picture = random(1, 3, 32, 32).clamp(-1, 1)
     assert torch.equal(alone["clip"].encode_image(picture), parts["clip"].encode_image(picture))
-    pipe = pipeline(alone)
+    pipe = UnCLIP.from_pretrained(folder)
+    assert pipe.prior is None and "prior" not in pipe.parts
     with pytest.raises(ValueError, match="no prior, so it cannot draw pictures for captions: .*kakaobrain/karlo-v1-alpha"):
         pipe.generate(CAPTION)
-    with pytest.raises(ValueError, match="nothing to train"):
-        pipe.prior.loss(random(1, karlo.EMBED), texts((3,)), noise=Noise.of(0, 0))
     pipe.save_pretrained(tmp_path / "saved")
-    assert isinstance(UnCLIP.from_pretrained(tmp_path / "saved").prior, AbsentPrior)
+    saved = UnCLIP.from_pretrained(tmp_path / "saved")
+    assert saved.prior is None and torch.equal(
+        saved.vary(picture, n=1, x_t="fresh", size=16).images, pipe.vary(picture, n=1, x_t="fresh", size=16).images
+    )
+    with pytest.raises(ValueError, match="kakaobrain/karlo-v1-alpha"):
+        saved.generate(CAPTION)
 
 
 def test_the_hub_brings_both_halves(tmp_path: Path, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,7 @@ def test_either_half_says_what_it_cannot() -> None:
         call("config", stage, "pictures", "--clip", "captions", "--start", "captions", "-o", f"half-{stage}.json")
         assert "has no image tower" in fails("train", f"half-{stage}.json", "train.steps=1", "--run", f"runs/half-{stage}")
     call("config", "prior", "pictures", "--clip", "pictures", "--start", "pictures", "-o", "none.json")
-    assert "is a AbsentPrior" in fails("train", "none.json", "train.steps=1", "--run", "runs/none")
+    assert "has no part 'prior'" in fails("train", "none.json", "train.steps=1", "--run", "runs/none")
 
 
 # Our format

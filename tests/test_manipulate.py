@@ -24,7 +24,7 @@ from unclip.editing import edits as manipulate
 from unclip.editing.edits import Way, one_of
 from unclip.editing.sources import _is_caption
 from unclip.randomness import Noise
-from unclip.types import Cond, Denoise, Prediction
+from unclip.types import Cond, Denoise, Prediction, Step
 
 S, SIZE = 0.3, 16
 EXACT = Inversion(steps=250, refine=3, lowest=1)
@@ -227,10 +227,12 @@ def test_a_path_has_its_sources_on_it(pipe: UnCLIP, pictures: Tensor, latent: La
 
 
 def test_the_pictures_of_a_path_are_inverted_together(pipe: UnCLIP, pictures: Tensor, latent: Latent) -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[Step] = []
     sources = [pictures[0], latent.rows(slice(0, 1)), pictures]
-    path = pipe.interpolate(sources, steps=2, progress=lambda *what: told.append(what))
-    assert [what for what in told if what[0] == "invert"] == [("invert", 0, 3), ("invert", 3, 3)]
+    path = pipe.interpolate(sources, steps=2, callback=told.append)
+    climb = [step for step in told if step.stage == "invert"]
+    assert {(step.rows.start, step.rows.stop, step.total) for step in climb} == {(0, 3, 3)}
+    assert [step.step for step in climb] == list(range(1, climb[0].steps + 1))
     assert near(path.images, pictures[[0, 0, 0, 1]])
 
 

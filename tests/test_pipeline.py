@@ -12,12 +12,26 @@ import torch
 from test_cli import ar_prior
 from tiny import CAPTIONS, STEPS
 
+import unclip.pipelines.cascade
 import unclip.pipelines.unclip
 from prior import ARSampling
+from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.generation import Generation
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Cond, Decoder, ImageTextEncoder, Inversion, Prior, Sampling, Text, Upsampler, best_of, keep_contract
+from unclip.types import (
+    Cond,
+    Decoder,
+    ImageTextEncoder,
+    Inversion,
+    Prior,
+    Sampling,
+    Step,
+    Text,
+    Upsampler,
+    best_of,
+    keep_contract,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +90,15 @@ def test_chunks_bound_the_memory_and_change_nothing(pipe: UnCLIP, made: Generati
         part = pipe.parts[name]
         run = part.sample
         monkeypatch.setattr(part, "sample", lambda *a, run=run, sizes=sizes, **k: sizes.append(len(k["noise"])) or run(*a, **k))
-    monkeypatch.setattr(unclip.pipelines.unclip, "PIXELS_AT_ONCE", 3 * 16 * 16)
+    monkeypatch.setattr(unclip.pipelines.cascade, "PIXELS_AT_ONCE", 3 * 16 * 16)
     monkeypatch.setattr(unclip.pipelines.unclip, "EMBEDDINGS_AT_ONCE", 2)
     told: list[tuple[str, int, int]] = []
-    again = pipe.generate(CAPTIONS[:2], n=2, seed=5, first=7, size=64, progress=lambda *report: told.append(report))
+
+    def callback(step: Step) -> None:
+        if step.step == step.steps:
+            told.append((step.stage, step.rows.stop, step.total))
+
+    again = pipe.generate(CAPTIONS[:2], n=2, seed=5, first=7, size=64, callback=callback)
     assert seen == {"prior": [2, 2], "decoder": [3, 1]}
     assert told == [("prior", 2, 4), ("prior", 4, 4), ("decoder", 3, 4), ("decoder", 4, 4)] + [
         ("upsampler_64", k, 4) for k in (1, 2, 3, 4)
@@ -264,7 +283,7 @@ def test_settings_of_a_wrong_kind_are_refused(pipe: UnCLIP, monkeypatch: pytest.
     made = generate(pipe, "two dogs", seed=torch.tensor(3), size=16)
     assert made.seeds == ((3, 0),) and torch.equal(made.images, pipe.generate("two dogs", seed=3, size=16).images)
     with pytest.raises(ValueError, match="size is '64'; this pipeline makes pictures of 16, 64, 256 pixels"):
-        inspect.unwrap(UnCLIP.stages)(pipe, "64")
+        inspect.unwrap(Cascade.stages)(pipe.cascade, "64")
     own = pipe.with_prior(ar_prior())
     for how in (ARSampling(top_p=0.5), Sampling(guidance=2.0)):
         own.generate("two dogs", size=16, prior=how)
@@ -318,7 +337,7 @@ def test_precision(made: Generation) -> None:
         ({"prior": Sampling(threshold="static")}, "a prior keeps x0 in range by its config's `clamp`"),
         (
             {"prior": Sampling(sampler="ddpm", variance="analytic", steps=5)},
-            "no analytic variance .* sample with variance 'small'",
+            "analytic variance was not measured .* sample with variance 'small'",
         ),
     ],
 )

@@ -19,12 +19,9 @@ if TYPE_CHECKING:
         ContrastivePrior,
         ContrastivePriorConfig,
         DiffusionPrior,
-        LinearPrior,
-        LinearPriorConfig,
         PriorConfig,
         PriorTask,
     )
-    from prior.absent import AbsentPrior
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
     from unclip.conditions import Caption, Conditions, ImageEmbedding, Known, Label
     from unclip.convert import open_foreign
@@ -36,12 +33,14 @@ if TYPE_CHECKING:
     from unclip.editing.result import Edit
     from unclip.editing.slerp import slerp
     from unclip.nn.unet import UNet, UNetConfig
+    from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.generation import Generation
+    from unclip.pipelines.load import from_pretrained
     from unclip.pipelines.unclip import UnCLIP
     from unclip.randomness import Noise
     from unclip.training import TrainConfig, train
     from unclip.training.task import Task
-    from unclip.types import Batch, Cond, Inversion, Losses, Prediction, Sampling, Text, best_of
+    from unclip.types import Batch, Cancelled, Cond, GuideModel, Inversion, Losses, Prediction, Sampling, Step, Text, best_of
     from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 PUBLIC = {
@@ -54,11 +53,8 @@ PUBLIC = {
     "ContrastivePrior": "prior",
     "ContrastivePriorConfig": "prior",
     "DiffusionPrior": "prior",
-    "LinearPrior": "prior",
-    "LinearPriorConfig": "prior",
     "PriorConfig": "prior",
     "PriorTask": "prior",
-    "AbsentPrior": "prior.absent",
     "Decoder": "decoder",
     "DecoderConfig": "decoder",
     "DecoderTask": "decoder",
@@ -66,7 +62,9 @@ PUBLIC = {
     "UpsamplerConfig": "upsamplers",
     "UpsamplerTask": "upsamplers",
     "CorruptionConfig": "upsamplers",
+    "Cascade": "unclip.pipelines.cascade",
     "UnCLIP": "unclip.pipelines.unclip",
+    "from_pretrained": "unclip.pipelines.load",
     "Caption": "unclip.conditions",
     "Conditions": "unclip.conditions",
     "ImageEmbedding": "unclip.conditions",
@@ -84,6 +82,9 @@ PUBLIC = {
     "TrainConfig": "unclip.training",
     "train": "unclip.training",
     "Batch": "unclip.types",
+    "Cancelled": "unclip.types",
+    "GuideModel": "unclip.types",
+    "Step": "unclip.types",
     "Cond": "unclip.types",
     "Edit": "unclip.editing.result",
     "Generation": "unclip.pipelines.generation",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -32,6 +32,8 @@ FORMAT = 2  # of config.json and the names of tensors
 INDEX, PROVENANCE = "unclip.json", "provenance.json"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PRIORS = ("prior", "ar_prior")  # beside the prior there may be an autoregressive one, to be asked for
+# Of pipelines: the parts that each kind must have, and all but upsamplers that it may have.
+KINDS = {"UnCLIP": (("clip", "decoder"), ("clip", *PRIORS, "decoder")), "Cascade": (("decoder",), ("decoder", "guide"))}
 _UPSAMPLER = re.compile(r"upsampler_[1-9]\d{0,9}")
 SHIPPED = Path(__file__).parent / "assets"
 MAPPED_AT_ONCE = 64 * 2**20  # bytes of a file
@@ -40,23 +42,23 @@ MAPPED_AT_ONCE = 64 * 2**20  # bytes of a file
 class Index(Config, frozen=True, kw_only=True):
     """What a pipeline's folder holds: `parts` maps the name of a subfolder to the class in it."""
 
+    kind: Literal["UnCLIP", "Cascade"] = "UnCLIP"
     name: str
     parts: dict[str, str]
-    candidates: int
-    clip_identity: dict[str, int | list[list[float]]]
+    candidates: int = 1
+    clip_identity: dict[str, int | list[list[float]]] = {}
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("clip", "prior", "decoder") if name not in self.parts]
-        known = ("clip", *PRIORS, "decoder")
+        needed, known = KINDS[self.kind]
+        missing = [name for name in needed if name not in self.parts]
         others = [name for name in self.parts if name not in known and not _UPSAMPLER.fullmatch(name)]
+        if self.kind == "UnCLIP" and not self.clip_identity:
+            raise ValueError("clip_identity is missing: which CLIP these parts were trained with")
         if missing or others:
             wrong = ", ".join([*(f"no {name}" for name in missing), *(f"an unknown part {name!r}" for name in others)])
-            told = "a pipeline has the parts clip, prior, decoder and upsampler_<size>, and may have an ar_prior"
+            rest = ", ".join(["upsampler_<size>", *(name for name in known if name not in needed)])
+            told = f"a pipeline of the kind {self.kind} has the parts {' and '.join(needed)}, and may have {rest}"
             raise ValueError(f"{told}; this one has {wrong}")
-
-    @property
-    def priors(self) -> list[str]:
-        return [name for name in PRIORS if name in self.parts]
 
     @property
     def upsamplers(self) -> list[str]:
@@ -122,6 +124,7 @@ class Stored(NamedTuple):
     candidates: int
     provenance: dict[str, Any]
     clip_identity: dict[str, Any] | None  # None: not recorded, the CLIP of these parts is taken at its word
+    kind: str = "UnCLIP"
 
 
 def open_pipeline(
@@ -136,7 +139,7 @@ def open_pipeline(
     if not (folder / INDEX).is_file():
         return _public().open_foreign(folder, str(source), dtype)
     index, known = Index.load(folder / INDEX), dict(classes or {})
-    names = ("clip", *index.priors, "decoder", *index.upsamplers)
+    names = [name for name in ("clip", *PRIORS, "decoder", "guide") if name in index.parts] + index.upsamplers
     kinds = {name: known.get(index.parts[name], index.parts[name]) for name in names}
     return Stored(
         folder=folder,
@@ -145,7 +148,14 @@ def open_pipeline(
         candidates=index.candidates,
         provenance=read_provenance(folder / PROVENANCE),
         clip_identity=dict(index.clip_identity),
+        kind=index.kind,
     )
+
+
+def kind_of(source: str | Path) -> str:
+    """Which kind of pipeline a shipped name, folder or hub id holds; other formats hold UnCLIPs."""
+    path = _locate(source) / INDEX
+    return Index.load(path).kind if path.is_file() else "UnCLIP"
 
 
 def load_part(folder: Path, kind: str | type[Part[Any]], dtype: torch.dtype | None = None) -> Part[Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +33,12 @@ MMAP_THRESHOLD = -3  # its number for mallopt
 
 
 class Offload:
-    """Keeps the weights of at most one of its parts in memory, on `device`."""
+    """Keeps the weights of at most one of its parts in memory, on `device`.  Threads take turns: one part runs at a time."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.resident: Part[Any] | None = None
+        self.lock = threading.RLock()
 
     def add(self, load: Callable[[], Part[Any]]) -> Part[Any]:
         """The part that `load` makes, whose weights are there until another one's are needed; `load` reads them again."""
@@ -69,6 +71,10 @@ class Offload:
     ) -> Callable[..., Any]:
         @functools.wraps(method)
         def use(*args: Any, **settings: Any) -> Any:
+            with self.lock:
+                return run(*args, **settings)
+
+        def run(*args: Any, **settings: Any) -> Any:
             if self.resident is not part or (whole and any(p.is_meta for p in part.parameters())):
                 self.release()
                 self._read(part, load, "")

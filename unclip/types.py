@@ -68,6 +68,13 @@ class Text(NamedTuple):
         return Text(self.strings[rows], *(None if x is None else x[rows] for x in self[1:]))  # type: ignore[arg-type]
 
 
+def joined(texts: Sequence[Text]) -> Text:
+    """Captions one after the other, all read by the same encoder, or by none."""
+    strings = [string for text in texts for string in text.strings]
+    columns = zip(*(text[1:] for text in texts))
+    return Text(strings, *(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+
 class Cond(NamedTuple):
     """What a decoder or upsampler may be conditioned on.  None = that part's null; a part refuses what it was not built for."""
 
@@ -112,6 +119,13 @@ Callback = Callable[[Step], None]  # may raise Cancelled; changes no bit of what
 
 class Cancelled(Exception):
     """Raised by a callback to end a run: the pipeline is left as it was, nothing is written."""
+
+
+@runtime_checkable
+class GuideModel(Protocol):
+    """What steers sampling by a gradient and knows conditions: a noised CLIP, a classifier."""
+
+    def guide(self, cond: Cond) -> Guide: ...
 
 
 class Losses(NamedTuple):
@@ -167,6 +181,11 @@ class Sampling(Config, frozen=True, kw_only=True):
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
 
 
+    def describe(self) -> str:
+        """In a few words."""
+        return f"{self.sampler}, steps {self.steps}, guidance {self.guidance:g}"
+
+
 class Inversion(Config, frozen=True, kw_only=True):
     """How a decoder turns a picture into noise by DDIM (ADM App. F): a value, saved with the decoder as its default.
 
@@ -210,7 +229,10 @@ class ImageTextEncoder(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """P(z_i | y): draws CLIP image embeddings for captions.  How is the part's own business: `Sampling`, or a config like it."""
+    """P(z_i | y): draws CLIP image embeddings for captions.  How is the part's own business: `Sampling`, or a config like it.
+
+    A part may also have `candidates`, the number of embeddings drawn per picture of which the nearest to the caption is kept.
+    """
 
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
 
@@ -261,7 +283,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class Upsampler(Protocol):
-    """P(x_high | x_low): multiplies the resolution by `scale`."""
+    """P(x_high | x_low): multiplies the resolution by `scale`.  A part may also have `takes`, as decoders do; else nothing."""
 
     scale: int
 
@@ -279,7 +301,21 @@ class Upsampler(Protocol):
     ) -> Tensor: ...
 
 
-OPTIONAL = ("negative", "wrap")  # passed only when there is something to pass: parts may lack them
+@runtime_checkable
+class Adjustable(Protocol):
+    """A stage whose way of sampling can be read and changed, as the command does."""
+
+    @property
+    def sampling(self) -> Any: ...  # its default: a `Sampling`, or a config like it
+
+    def resolve(self, sampling: Any = None) -> Any: ...  # what it would do, steps as the timesteps visited; ValueError: it cannot
+
+    def describe(self) -> str: ...  # its default, in a few words
+
+
+# Passed only when there is something to pass: parts may lack them.  A part that has no denoiser to wrap may take
+# on_step(step, steps, state), called after each of its passes.
+OPTIONAL = ("negative", "wrap", "on_step")
 
 
 def accepts(method: Callable[..., Any], name: str) -> bool:

@@ -99,6 +99,15 @@ class Upsampler(Part[UpsamplerConfig]):
         x = run(denoise, x_t.to(encoded.resized), self.schedule, sampling, noise=noise.at("steps"))
         return x.clamp(-1, 1)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How it samples by default."""
+        return self.config.sampling
+
+    def describe(self) -> str:
+        """How it samples by default, in a few words."""
+        return self.sampling.describe()
+
     def resolve(self, sampling: Sampling | None = None) -> Sampling:
         """`sampling`, or the upsampler's own, its steps the timesteps that are visited."""
         sampling = sampling or self.config.sampling

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 if TYPE_CHECKING:
+    from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
 
 HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
@@ -27,10 +28,21 @@ Offload = Annotated[
 
 
 def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False) -> UnCLIP:
-    """The pipeline, on its device; ValueError for a device that is not there.  `prior`: the part that draws embeddings."""
+    """The pipeline, on its device; ValueError for a cascade, which has no latents to edit.  `prior`: what draws embeddings."""
+    from unclip.pipelines.unclip import UnCLIP
+
+    pipe = load_any(model, device, dtype, prior, offload)
+    if not isinstance(pipe, UnCLIP):
+        raise ValueError(f"{model} is a {type(pipe).__name__}, which has no CLIP embeddings to work on; take an unCLIP model")
+    return pipe
+
+
+def load_any(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False) -> UnCLIP | Cascade:
+    """A pipeline of any kind, on its device; ValueError for a device that is not there."""
     import torch
 
-    from unclip.pipelines.unclip import DTYPES, UnCLIP
+    from unclip.pipelines.load import from_pretrained
+    from unclip.pipelines.stage import DTYPES
 
     types = {str(t).removeprefix("torch."): t for t in DTYPES}
     if dtype not in types:
@@ -41,7 +53,7 @@ def load(model: str, device: str, dtype: str, prior: str = "prior", offload: boo
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return UnCLIP.from_pretrained(model, prior=prior, offload=offload).to(device, types[dtype])
+    return from_pretrained(model, offload=offload, prior=prior).to(device, types[dtype])
 
 
 class Errors:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from .bars import Bars
 from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load
 from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
 
@@ -52,12 +53,7 @@ def vary(
         _refuse_inversion([image], inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source, eta = read_source(image), 1.0 if eta is None else eta
-        if fresh:
-            count = job.own
-        else:
-            way = job.way(source)
-            count = sum(t > 0 for t in way) if eta else len(way) - 1  # what new noise is left goes in a last pass
-        with job.bars(count) as bars:
+        with Bars() as bars:
             edit = job.pipe.vary(
                 source,
                 n=n,
@@ -68,7 +64,7 @@ def vary(
                 first=first,
                 size=job.size,
                 inversion=job.inversion,
-                progress=bars,
+                callback=bars,
             )
         _write(edit, output)
 
@@ -97,10 +93,7 @@ def interpolate(
         _refuse_inversion(sources, inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         given = [read_source(source) for source in sources]
-        latents = [source for source in given if not isinstance(source, str)]
-        back = len(job.way(latents[0] if latents else None)) - 1
-        # Where there are captions, these are drawn first, as the decoder does by default.
-        with job.bars(back if len(latents) == len(given) and x_t == "slerp" else job.own, back) as bars:
+        with Bars() as bars:
             edit = job.pipe.interpolate(
                 given,
                 steps=steps,
@@ -109,7 +102,7 @@ def interpolate(
                 seed=seed,
                 size=job.size,
                 inversion=job.inversion,
-                progress=bars,
+                callback=bars,
             )
         _write(edit, output)
 
@@ -138,7 +131,7 @@ def diff(
         _refuse_inversion([image], inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         picture = read_source(image)
-        with job.bars(len(job.way(picture)) - 1) as bars:
+        with Bars() as bars:
             edit = job.pipe.text_diff(
                 picture,
                 target,
@@ -149,7 +142,7 @@ def diff(
                 seed=seed,
                 size=job.size,
                 inversion=job.inversion,
-                progress=bars,
+                callback=bars,
             )
         _write(edit, output)
 
@@ -178,11 +171,11 @@ def reconstruct(
         components = None if pca is None else _numbers(pca)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source = read_source(image)
-        with job.bars(len(job.way(source)) - 1 if components is None else job.own) as bars:
+        with Bars() as bars:
             if components is None:
-                edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, progress=bars)
+                edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, callback=bars)
             else:
-                edit = job.pipe.reconstruct_pca(source, components, guidance=guidance, seed=seed, size=job.size, progress=bars)
+                edit = job.pipe.reconstruct_pca(source, components, guidance=guidance, seed=seed, size=job.size, callback=bars)
         _write(edit, output)
 
 
@@ -204,8 +197,8 @@ def invert(
             raise ValueError(f"{image} is a latent already: give the picture")
         pipe = load(model, device, "float32", "prior", offload)
         job = Job(pipe, pipe.sizes[0], inversion_of(pipe, inversion_steps, refine))
-        with job.bars(job.own) as bars:
-            latent = pipe.invert(image, inversion=job.inversion, progress=bars)
+        with Bars() as bars:
+            latent = pipe.invert(image, inversion=job.inversion, callback=bars)
         latent.save(output)
         typer.echo(output)
 

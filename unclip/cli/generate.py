@@ -9,15 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from .bars import Bars
-from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load
-from .settings import PRESETS, diffuses, passes, settings, upsamplers
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load_any
+from .settings import PRESETS, settings, upsamplers
 
 KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the parts that they are
 
 
 def generate(
-    captions: Annotated[list[str], typer.Argument(help="One or more captions; an empty one gives an unconditional picture.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .png, or a folder.")],
+    captions: Annotated[
+        list[str] | None, typer.Argument(help="One or more captions; an empty one gives an unconditional picture.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A class, by name or number, of a model that draws classes; several times for more.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What guidance leads away from, a caption.")] = None,
     model: Model = "emoji",
     n: Annotated[int, typer.Option(help="Pictures for each caption.", min=1)] = 1,
     seed: Seed = 0,
@@ -41,20 +47,22 @@ def generate(
             raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         if prior not in KINDS:
             raise ValueError(f"no prior {prior!r}; there are {', '.join(KINDS)}")
-        pipe = load(model, device, dtype, KINDS[prior], offload)
+        from unclip.pipelines.unclip import UnCLIP
+
+        pipe = load_any(model, device, dtype, KINDS[prior], offload)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
-        with Bars(pipe, {name: passes(pipe.parts[name], how) for name, how in samplings.items()}) as bars:
-            result = pipe.generate(
-                captions,
-                n=n,
-                seed=seed,
-                first=first,
-                size=size,
-                prior=samplings["prior"],
-                decoder=samplings["decoder"],
-                upsamplers=[samplings[name] for name in upsamplers(pipe)],
-                progress=bars,
-            )
+        asked: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative}
+        asked |= {"decoder": samplings["decoder"], "upsamplers": [samplings[name] for name in upsamplers(pipe)]}
+        with Bars() as bars:
+            if isinstance(pipe, UnCLIP):
+                if label:
+                    raise ValueError("--label is for models that draw classes; this one draws captions")
+                if not captions:
+                    raise ValueError("no caption was given: write one or more, in quotes")
+                result = pipe.generate(captions, **asked, prior=samplings.get("prior"), callback=bars)
+            else:
+                labels = None if label is None else [int(name) if name.isdecimal() else name for name in label]
+                result = pipe.generate(captions or None, labels, **asked, callback=bars)
         for path in result.save(output):
             typer.echo(path)
 
@@ -76,25 +84,18 @@ def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or
     """Print parts, parameters, sampling defaults and provenance of a model."""
     with Errors():
         from unclip import __version__
+        from unclip.types import Adjustable
 
-        pipe = load(model, "cpu", "float32")
+        pipe = load_any(model, "cpu", "float32")
         typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
         total = 0
         for name, part in pipe.parts.items():
             count = sum(p.numel() for p in part.parameters())
             total += count
-            typer.echo(f"  {name:15} {type(part).__name__:15} {count / 1e6:8.2f}M  {_how(part)}".rstrip())
+            how = part.describe() if isinstance(part, Adjustable) else ""
+            typer.echo(f"  {name:15} {type(part).__name__:15} {count / 1e6:8.2f}M  {how}".rstrip())
         typer.echo(f"  {'all':31} {total / 1e6:8.2f}M parameters")
         _echo_tree(pipe.provenance)
-
-
-def _how(part: Any) -> str:
-    """How a part samples by default."""
-    default = getattr(part.config, "sampling", None)
-    if default is None:
-        return ""
-    way = f"{default.sampler}, steps {default.steps}" if diffuses(part) else f"autoregressive, {part.length} symbols"
-    return f"{way}, guidance {default.guidance:g}"
 
 
 def _echo_tree(tree: Mapping[str, Any], indent: int = 2) -> None:

@@ -1,13 +1,11 @@
-"""What an edit starts from: a loaded pipeline, the options of all edits, and how many passes lie ahead."""
+"""What an edit starts from: a loaded pipeline and the options of all edits."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .bars import Bars
 from .common import load
-from .settings import passes
 
 if TYPE_CHECKING:
     from unclip.editing.latent import Latent
@@ -25,28 +23,6 @@ class Job(NamedTuple):
     pipe: UnCLIP
     size: int
     inversion: Inversion
-
-    @property
-    def own(self) -> int:
-        """Passes of the decoder as it samples by default."""
-        return passes(self.pipe.decoder, self.pipe.decoder.resolve(None))
-
-    def way(self, source: object) -> tuple[int, ...]:
-        """The timesteps between a source's x_T and its picture, descending."""
-        from unclip.editing.latent import Latent
-
-        if isinstance(source, Latent):
-            return source.timesteps
-        decoder: Any = self.pipe.decoder
-        timesteps: tuple[int, ...] = decoder.inverse_timesteps(self.inversion)
-        return timesteps
-
-    def bars(self, decoder: int, back: int | None = None) -> Bars:
-        """For a decoder that makes so many passes, and `back` once pictures have been inverted."""
-        stages = {name: part for name, part in self.pipe.parts.items() if name not in ("clip", "decoder")}
-        counted = {name: passes(part, part.config.sampling) for name, part in stages.items()}
-        climb = (len(self.way(None)) - 1) * (1 + self.inversion.refine)
-        return Bars(self.pipe, {**counted, "decoder": decoder, "invert": climb}, back)
 
 
 def open_job(
@@ -77,10 +53,12 @@ def open_job(
 
 def inversion_of(pipe: UnCLIP, steps: int | None, refine: int | None) -> Inversion:
     """The decoder's own, changed by the options."""
-    decoder: Any = pipe.decoder
+    from unclip.editing.sources import Invertible
+
+    if not isinstance(pipe.decoder, Invertible):
+        raise ValueError(f"the decoder, a {type(pipe.decoder).__name__}, does not say how it inverts; edit in Python")
     changes = {name: value for name, value in {"steps": steps, "refine": refine}.items() if value is not None}
-    inversion: Inversion = decoder.config.inversion.replace(**changes)
-    return inversion
+    return pipe.decoder.inversion.replace(**changes)
 
 
 def read_source(given: G) -> G | Latent:

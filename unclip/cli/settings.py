@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
-    from unclip.types import Sampling
 
 # The paper's steps (Table 3): prior 64 with analytic variance, decoder 250, upsamplers 27 and 15 with DDIM.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -21,67 +21,66 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def settings(
-    pipe: UnCLIP, preset: str | None, steps: str | None, guidance: float | None, prior_guidance: float | None
-) -> dict[str, Sampling]:
-    """Each stage's `Sampling`: its own default, changed by the preset, then by the options, and checked against the stage."""
-    parts = {name: part for name, part in pipe.parts.items() if name != "clip"}
-    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    pipe: UnCLIP | Cascade, preset: str | None, steps: str | None, guidance: float | None, prior_guidance: float | None
+) -> dict[str, Any]:
+    """Each stage's `Sampling`: its own default, changed by the preset, then by the options, and checked against the stage.
+
+    Parts that are no `Adjustable` keep to their own ways (None).
+    """
+    stages = {name: part for name, part in pipe.parts.items() if name not in ("clip", "guide")}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in stages}
     if preset is not None:
         roles = dict(zip(("prior", "decoder", *upsamplers(pipe)), ("prior", "decoder", "upsampler 1", "upsampler 2")))
-        changes |= {name: dict(PRESETS[preset][role]) for name, role in roles.items() if diffuses(parts[name])}
-        if parts["decoder"].config.variance != "learned":
-            changes["decoder"]["variance"] = "small"
+        changes |= {name: dict(PRESETS[preset][role]) for name, role in roles.items() if diffuses(stages.get(name))}
+        if "variance" in changes["decoder"]:
+            changes["decoder"] = _with_variance(stages["decoder"], changes["decoder"])
     for setting in steps.split(",") if steps else []:
         name, equals, value = (word.strip() for word in setting.partition("="))
-        if not equals or name not in parts or not value.isdecimal():
-            raise ValueError(f"--steps {setting!r} not understood: write {'|'.join(parts)}=number, separated by commas")
+        if not equals or name not in stages or not value.isdecimal():
+            raise ValueError(f"--steps {setting!r} not understood: write {'|'.join(stages)}=number, separated by commas")
         changes[name]["steps"] = int(value)
     if guidance is not None:
         changes["decoder"]["guidance"] = guidance
     if prior_guidance is not None:
+        if "prior" not in stages:
+            raise ValueError(f"--prior-guidance {prior_guidance:g}: this model has no prior")
         changes["prior"]["guidance"] = prior_guidance
-    return {name: _sampling(name, part, changes[name]) for name, part in parts.items()}
+    return {name: _sampling(name, part, changes[name]) for name, part in stages.items()}
 
 
-def upsamplers(pipe: UnCLIP) -> list[str]:
+def upsamplers(pipe: UnCLIP | Cascade) -> list[str]:
     return [name for name in pipe.parts if name.startswith("upsampler_")]
 
 
 def diffuses(part: Any) -> bool:
-    """All stages do, but for an autoregressive prior, which draws one symbol after the other."""
-    return hasattr(part, "schedule")
+    """Stages do whose default is a `Sampling`; an autoregressive prior draws one symbol after the other."""
+    from unclip.types import Adjustable, Sampling
+
+    return isinstance(part, Adjustable) and isinstance(part.sampling, Sampling)
 
 
-def passes(part: Any, sampling: Sampling) -> int:
-    """How often a stage's network runs to draw a batch."""
-    from unclip.diffusion.schedule import spaced
-
-    return len(spaced(part.schedule.T, sampling.steps)) - 1 if diffuses(part) else int(part.length)
-
-
-def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Sampling:
-    """The part's own `Sampling` with changes; what it cannot do is refused now, not after the stages before it."""
-    from unclip.diffusion.schedule import spaced
-    from unclip.types import Sampling
-
-    if not diffuses(part):
-        if "steps" in changes:
-            raise ValueError(f"{name}: it draws its {part.length} symbols one by one and has no steps; leave out {name}=")
-        own = Sampling(guidance=part.config.sampling.guidance)  # its other settings stay its own
-    else:
-        own = part.config.sampling
+def _with_variance(decoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes; where the decoder has not learned the variance that they ask for, with a fixed one."""
     try:
-        sampling = own.replace(**changes)
-        visited = [t for t in spaced(part.schedule.T, sampling.steps) if t > 0] if diffuses(part) else []
+        decoder.resolve(decoder.sampling.replace(**changes))
+    except ValueError:
+        return changes | {"variance": "small"}
+    return changes
+
+
+def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Any:
+    """The part's own way of sampling with changes; what it cannot do is refused now, not after the stages before it."""
+    from unclip.types import Adjustable, Sampling
+
+    if not isinstance(part, Adjustable):
+        if changes:
+            raise ValueError(f"{name}: a {type(part).__name__} does not say how it samples; leave out {', '.join(changes)}")
+        return None
+    try:
+        if not diffuses(part) and "steps" in changes:
+            part.resolve(Sampling(steps=changes["steps"]))  # says why it has none
+        sampling = part.sampling.replace(**changes)
+        part.resolve(sampling)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    measured = getattr(part, "x0_variance", None)
-    if sampling.sampler == "ddpm" and sampling.variance == "analytic" and measured is not None:
-        missing = int(measured[visited].isnan().sum())
-        if missing:
-            raise ValueError(
-                f"{name}: its analytic variance was not measured at {missing} of the {len(visited)} timesteps of steps "
-                f"{sampling.steps}; leave out the option or preset that asks for them, or measure them in Python "
-                "(prior.measure_variance) and save the model again"
-            )
     return sampling

@@ -76,7 +76,8 @@ def assemble(
     """Put trained parts together to a pipeline that every command takes as --model."""
     with Errors():
         from prior import ARPrior
-        from unclip.pipelines.unclip import DTYPES, UnCLIP
+        from unclip.pipelines.stage import DTYPES
+        from unclip.pipelines.unclip import UnCLIP
         from unclip.runs.training import open_clip, open_part
 
         types = {str(t).removeprefix("torch."): t for t in DTYPES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from .tokenizer import BytePairTokenizer, Tokenizer, Tokens, check_token_ids, wr
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_READING = threading.RLock()  # one text at a time, of all CLIPs of the process: a module with a lock could not be copied
 
 
 class VisionTower(Config, frozen=True, kw_only=True):
@@ -163,12 +167,14 @@ class CLIP(Part[CLIPConfig]):
         """`encode_text` from tokens that somebody else made or changed."""
         seen: list[Any] = []
         ids, mask = ids.to(self.device), mask.to(self.device)
-        # The hook reads the states where open_clip computes them: pooling and projection stay open_clip's own business.
-        hook = self._norm[0].register_forward_hook(lambda module, args, output: seen.append(output))
-        try:
-            embed = self.network.encode_text(ids, normalize=False)
-        finally:
-            hook.remove()
+        # The hook reads the states where open_clip computes them: pooling and projection stay open_clip's own business.  It
+        # hangs on a module that other threads use too, which therefore wait.
+        with _READING:
+            hook = self._norm[0].register_forward_hook(lambda module, args, output: seen.append(output))
+            try:
+                embed = self.network.encode_text(ids, normalize=False)
+            finally:
+                hook.remove()
         states = seen[-1]
         states = getattr(states, "last_hidden_state", states)  # Hugging Face towers answer with a record
         return Text(list(captions), ids, embed, states, mask)

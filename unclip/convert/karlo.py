@@ -15,7 +15,6 @@ import torch
 
 from decoder import Decoder, DecoderConfig
 from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
-from prior.absent import AbsentPrior, AbsentPriorConfig
 from unclip.checkpoint import Part, Stored
 from unclip.clip.encoder import CLIP
 from unclip.conditions import Caption, Conditions, ImageEmbedding
@@ -146,12 +145,12 @@ def assemble(recipes: dict[str, Recipe], folder: Path, source: str, layout: str,
     parts: Loaders = {"clip": clip}
     if "prior" in recipes:
         parts["prior"] = partial(with_null, recipes["prior"])
-    else:
-        parts["prior"] = lambda: AbsentPrior(AbsentPriorConfig(remedy=NO_PRIOR)).eval()
     parts["decoder"] = partial(with_null, recipes["decoder"])
     for key, recipe in recipes.items():
         if key.startswith("upsampler_"):
             parts[key] = partial(recipe.make, dtype)
     about = {"family": "Karlo v1 alpha (KakaoBrain)", "license": "CreativeML OpenRAIL-M", "source": source, "layout": layout}
+    if "prior" not in recipes:
+        about["no_prior"] = NO_PRIOR
     name = Path(source).name or Path(source).resolve().name or "karlo"
     return Stored(folder=folder, name=name, parts=parts, candidates=1, provenance=about, clip_identity=None)

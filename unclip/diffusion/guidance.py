@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unclip.types import Denoise, Guide, Prediction, tree_map
+from unclip.types import Callback, Denoise, Guide, Prediction, Step, Wrap, tree_map
 
 from .schedule import NoiseSchedule
 
@@ -83,6 +84,16 @@ def observe(denoise: Denoise, see: Callable[[Tensor, Tensor, Prediction], None])
         return prediction
 
     return seen
+
+
+def reporting(callback: Callback, stage: str, steps: int, rows: slice, total: int) -> Wrap:
+    """Tell `callback` of every denoising step of one chunk of pictures, `rows` of `total`."""
+
+    def wrap(denoise: Denoise) -> Denoise:
+        done = itertools.count(1)
+        return observe(denoise, lambda x, t, p: callback(Step(stage, next(done), steps, int(t[0]), p.x0, rows, total)))
+
+    return wrap
 
 
 def threshold(

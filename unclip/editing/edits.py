@@ -12,25 +12,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from unclip.randomness import Noise
-from unclip.types import Inversion, Sampling, whole_number
+from unclip.types import Callback, Inversion, Sampling, whole_number
 
 from .latent import Latent
 from .pca import PCA
+from .pipeline import Pipeline
 from .result import Edit
 from .slerp import slerp
-from .sources import ends, exact, opened
-
-if TYPE_CHECKING:
-    from unclip.pipelines.unclip import Progress, UnCLIP
-
-    from .sources import Picture, Source
+from .sources import Picture, Source, ends, exact, opened
 
 Start = Literal["kept", "fresh"]
 Way = Literal["slerp", "fixed"]
@@ -38,7 +34,7 @@ Way = Literal["slerp", "fixed"]
 
 @torch.no_grad()
 def invert(
-    pipe: UnCLIP, pictures: Picture | Sequence[Picture], inversion: Inversion | None = None, progress: Progress | None = None
+    pipe: Pipeline, pictures: Picture | Sequence[Picture], inversion: Inversion | None = None, callback: Callback | None = None
 ) -> Latent:
     """The latent pair of one or more pictures: CLIP's embedding, and the x_T that the decoder, given it, draws them from.
 
@@ -46,29 +42,29 @@ def invert(
     size: what `reconstruct` returns is the picture at that size, upsampled.
     """
     _check(pipe, None, None, inversion)
-    return opened(pipe, pictures, inversion, progress).latent
+    return opened(pipe, pictures, inversion, callback).latent
 
 
 @torch.no_grad()
 def reconstruct(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     source: Source | Sequence[Picture],
     size: int | None = None,
     seed: int = 0,
     inversion: Inversion | None = None,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Edit:
     """The picture that a latent stands for."""
     _check(pipe, size, None, inversion)
     seed = whole_number("seed", seed)
-    latent, given = opened(pipe, source, inversion, progress)
+    latent, given = opened(pipe, source, inversion, callback)
     labels = ["reconstruction"] * len(latent)
-    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, progress)
+    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, callback)
 
 
 @torch.no_grad()
 def vary(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     source: Source | Sequence[Picture],
     n: int = 4,
     eta: float = 1.0,
@@ -78,7 +74,7 @@ def vary(
     first: int = 0,
     size: int | None = None,
     inversion: Inversion | None = None,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Edit:
     """n variations of each picture: same z_i, other details (unCLIP 3.1).
 
@@ -93,7 +89,7 @@ def vary(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
     fresh = one_of("x_t", x_t, Start) == "fresh"
-    latent, given = opened(pipe, source, inversion, progress, embed_only=fresh)
+    latent, given = opened(pipe, source, inversion, callback, embed_only=fresh)
     latent = latent.repeat(n)
     noise = Noise.of(seed, range(first, first + len(latent))).at("vary")
     if fresh:
@@ -105,12 +101,12 @@ def vary(
     else:
         how = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
-    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, progress, noise, first)
+    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, callback, noise, first)
 
 
 @torch.no_grad()
 def interpolate(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     sources: Sequence[Source],
     steps: int = 7,
     x_t: Way = "slerp",
@@ -118,7 +114,7 @@ def interpolate(
     seed: int = 0,
     size: int | None = None,
     inversion: Inversion | None = None,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Edit:
     """A path through two or more pictures, `steps` from each to the next, ends included (unCLIP 3.2).
 
@@ -133,7 +129,7 @@ def interpolate(
         sources = [sources]
     if steps < 2:
         raise ValueError(f"steps is {steps}; a path from one picture to the next has at least its two ends")
-    latents, pictures = ends(pipe, sources, x_t == "slerp", seed, inversion, progress)
+    latents, pictures = ends(pipe, sources, x_t == "slerp", seed, inversion, callback)
     embeds, starts = (torch.cat([getattr(z, name) for z in latents]).cpu() for name in ("image_embed", "x_t"))
     way = torch.arange((len(embeds) - 1) * (steps - 1) + 1)
     rows = (way // (steps - 1)).clamp(max=len(embeds) - 2)  # the last picture is the end of the last pair
@@ -146,12 +142,12 @@ def interpolate(
         x, how = slerp(starts[rows], starts[rows + 1], fractions), exact(latents[0].sampling)
     latent = Latent(image_embed, x.contiguous(), how, ("",) * len(rows), pipe.models())
     labels = [f"{k / (steps - 1):.2f}" for k in way.tolist()]
-    return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, guidance, seed, size, progress)
+    return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, guidance, seed, size, callback)
 
 
 @torch.no_grad()
 def text_diff(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     picture: Source | Sequence[Picture],
     target: str,
     source: str | None = None,
@@ -161,7 +157,7 @@ def text_diff(
     seed: int = 0,
     size: int | None = None,
     inversion: Inversion | None = None,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Edit:
     """Turn a picture's embedding from what `source` says towards what `target` says (unCLIP 3.3).
 
@@ -184,7 +180,7 @@ def text_diff(
     direction = texts[0] if source is None else texts[0] - texts[1]
     if direction.norm() < 1e-4:
         raise ValueError(f"{target!r} and {source!r} mean the same to this CLIP: there is no direction between them")
-    latent, given = opened(pipe, picture, inversion, progress)
+    latent, given = opened(pipe, picture, inversion, callback)
     count = len(latent)
     latent = replace(latent.repeat(steps), captions=("",) * (count * steps))
     fractions = torch.linspace(0, theta, steps).repeat(count)
@@ -192,19 +188,19 @@ def text_diff(
     how = exact(latent.sampling)
     latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=how)
     labels = [f"theta {f:.2f}" for f in fractions.tolist()]
-    return _edit(pipe, "text diff", latent, how, labels, steps, given, guidance, seed, size, progress)
+    return _edit(pipe, "text diff", latent, how, labels, steps, given, guidance, seed, size, callback)
 
 
 @torch.no_grad()
 def reconstruct_pca(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     source: Source | Sequence[Picture],
     components: Sequence[int],
     pca: PCA | None = None,
     guidance: float | None = None,
     seed: int = 0,
     size: int | None = None,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Edit:
     """Pictures drawn from the first k principal components of z_i alone, for each k listed, from one x_T (unCLIP 4, Fig. 7).
 
@@ -217,18 +213,18 @@ def reconstruct_pca(
         raise ValueError("this pipeline came without principal components: give pca=PCA.fit(image embeddings of a data set)")
     if not components:
         raise ValueError("no numbers of components were given: list some, for instance [20, 40, 80]")
-    latent, given = opened(pipe, source, None, progress, embed_only=True)
+    latent, given = opened(pipe, source, None, callback, embed_only=True)
     count, size_0 = len(latent), pipe.decoder.image_size
     embeds = torch.stack([pca.reduce(latent.image_embed, k) for k in components], dim=1).flatten(0, 1)
     how = pipe.decoder.resolve(None)
     x = Noise.of(seed).at("pca").at("x_T").normal((3, size_0, size_0)).expand(len(embeds), -1, -1, -1).contiguous()
     latent = Latent(embeds, x, how, ("",) * len(embeds), pipe.models())
     labels = [f"{k} components" for k in components] * count
-    return _edit(pipe, "reconstruct pca", latent, how, labels, len(components), given, guidance, seed, size, progress)
+    return _edit(pipe, "reconstruct pca", latent, how, labels, len(components), given, guidance, seed, size, callback)
 
 
 def _edit(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     verb: str,
     latent: Latent,
     how: Sampling,
@@ -238,7 +234,7 @@ def _edit(
     guidance: float | None,
     seed: int,
     size: int | None,
-    progress: Progress | None,
+    callback: Callback | None,
     noise: Noise | None = None,
     first: int = 0,
 ) -> Edit:
@@ -246,7 +242,7 @@ def _edit(
     noise = noise or Noise.of(seed, [0] * len(latent)).at(verb)
     how = how if guidance is None else how.replace(guidance=float(guidance))
     latent = replace(latent, sampling=how)
-    stages = pipe.draw(latent, how, noise, size, progress)
+    stages = pipe.draw(latent, how, noise, size, callback)
     return Edit(
         verb=verb,
         images=stages[max(stages)],
@@ -260,7 +256,7 @@ def _edit(
     )
 
 
-def _check(pipe: UnCLIP, size: int | None, guidance: float | None, inversion: object = None) -> None:
+def _check(pipe: Pipeline, size: int | None, guidance: float | None, inversion: object = None) -> None:
     """Refuse now what would be refused after an inversion."""
     if not isinstance(inversion, (Inversion, type(None))):
         raise ValueError(f"inversion is {inversion!r}; it must be an Inversion, for instance Inversion(steps=50), or None")

@@ -6,27 +6,35 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
 from unclip.data.pictures import load_picture
-from unclip.pipelines.generation import Generation
-from unclip.types import Inversion, Sampling
+from unclip.diffusion.guidance import reporting
+from unclip.types import Callback, Inversion, Sampling, accepts
 
 from .latent import Latent
-from .result import Edit
+from .pipeline import Drawn, Pipeline
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from unclip.pipelines.unclip import Progress, UnCLIP
-
 Picture: TypeAlias = "str | Path | Image.Image | Tensor"
-Source: TypeAlias = "Picture | Latent | Generation | Edit"
+Source: TypeAlias = "Picture | Latent | Drawn"
 SMALLEST = 8  # pixels of a picture's shorter side
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A decoder that says beforehand how its inversion goes."""
+
+    @property
+    def inversion(self) -> Inversion: ...  # its default
+
+    def inverse_timesteps(self, inversion: Inversion) -> tuple[int, ...]: ...
 
 
 class Opened(NamedTuple):
@@ -40,19 +48,19 @@ class Opened(NamedTuple):
 
 
 def opened(
-    pipe: UnCLIP,
+    pipe: Pipeline,
     source: Source | Sequence[Picture],
     inversion: Inversion | None,
-    progress: Progress | None,
+    callback: Callback | None,
     embed_only: bool = False,
 ) -> Opened:
     """The latent of a source.  `embed_only`: nobody will look at x_T, so a picture is not inverted."""
     given = _given(pipe, source)
-    return given if isinstance(given, Opened) else _inverted(pipe, given, inversion, progress, embed_only)
+    return given if isinstance(given, Opened) else _inverted(pipe, given, inversion, callback, embed_only)
 
 
 def ends(
-    pipe: UnCLIP, sources: Sequence[Source], mixed: bool, seed: int, inversion: Inversion | None, progress: Progress | None
+    pipe: Pipeline, sources: Sequence[Source], mixed: bool, seed: int, inversion: Inversion | None, callback: Callback | None
 ) -> tuple[list[Latent], Tensor | None]:
     """The latents that an interpolation goes through.  `mixed`: their x_T will be, so all must be drawn in the same way.
 
@@ -63,9 +71,9 @@ def ends(
     count = sum(1 if isinstance(source, str) else len(source.latent if isinstance(source, Opened) else source) for source in read)
     if count < 2:
         raise ValueError(f"{count} picture was given; an interpolation goes from one to another")
-    found = _drawn(pipe, read, mixed, seed, progress)
+    found = _drawn(pipe, read, mixed, seed, callback)
     images = [image for source in found if isinstance(source, list) for image in source]
-    fresh = _inverted(pipe, images, inversion, progress, embed_only=not mixed) if images else None
+    fresh = _inverted(pipe, images, inversion, callback, embed_only=not mixed) if images else None
     parts, k = [], 0
     for source in found:
         if isinstance(source, list):
@@ -89,7 +97,7 @@ def exact(sampling: Sampling) -> Sampling:
 
 
 def _inverted(
-    pipe: UnCLIP, images: Sequence[Tensor], inversion: Inversion | None, progress: Progress | None, embed_only: bool
+    pipe: Pipeline, images: Sequence[Tensor], inversion: Inversion | None, callback: Callback | None, embed_only: bool
 ) -> Opened:
     """Of pictures (3, h, w): CLIP sees each as it came, the decoder at its own size."""
     size, device = pipe.decoder.image_size, pipe.device
@@ -102,28 +110,31 @@ def _inverted(
     x_t: list[Tensor] = []
     back: tuple[int, ...] = ()
     for rows in pipe.chunks(len(small), size):
-        if progress:
-            progress("invert", rows.start, len(small))
         cond = pipe.condition(image_embed[rows], captions[rows])
-        x, back = pipe.decoder.invert(small[rows].to(device), cond, inversion=inversion)
+        options = {}
+        if callback is not None and isinstance(pipe.decoder, Invertible) and accepts(pipe.decoder.invert, "wrap"):
+            asked = inversion or pipe.decoder.inversion
+            passes = (len(pipe.decoder.inverse_timesteps(asked)) - 1) * (1 + asked.refine)
+            options["wrap"] = reporting(callback, "invert", passes, rows, len(small))
+        x, back = pipe.decoder.invert(small[rows].to(device), cond, inversion=inversion, **options)
         x_t.append(x.float().cpu())
-    if progress:
-        progress("invert", len(small), len(small))
     how = Sampling(sampler="ddim", steps=back)
     return Opened(Latent(image_embed, torch.cat(x_t), how, captions, pipe.models()), small)
 
 
-def _given(pipe: UnCLIP, source: Source | Sequence[Picture]) -> list[Tensor] | Opened:
+def _given(pipe: Pipeline, source: Source | Sequence[Picture]) -> list[Tensor] | Opened:
     """A source read: its pictures, or its latent where that is known."""
     if isinstance(source, (str, Path)) and _is_latent_file(source):
         source = Latent.load(source)
-    if isinstance(source, (Generation, Edit)):
+    if isinstance(source, Drawn) and not isinstance(source, Latent):
+        if source.latent is None:
+            raise ValueError("these pictures came from no latent pair (z_i, x_T), a cascade has none: give them as pictures")
         return Opened(_belonging(pipe, source.latent), source.stages[min(source.stages)])
     return Opened(_belonging(pipe, source), None) if isinstance(source, Latent) else _pictures(source)
 
 
 def _drawn(
-    pipe: UnCLIP, read: Sequence[str | list[Tensor] | Opened], mixed: bool, seed: int, progress: Progress | None
+    pipe: Pipeline, read: Sequence[str | list[Tensor] | Opened], mixed: bool, seed: int, callback: Callback | None
 ) -> list[list[Tensor] | Opened]:
     """Captions become drawings.  Their latents are known, unless x_T is mixed with one found or drawn in another way: then they
     are pictures like others."""
@@ -131,7 +142,7 @@ def _drawn(
     others = [source for source in read if not isinstance(source, str)]
     if not captions:
         return others
-    made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], progress=progress)
+    made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], callback=callback)
     drawn = Opened(replace(made.latent, captions=("",) * len(captions)), made.images)
     how = exact(made.latent.sampling)
     as_pictures = mixed and any(isinstance(one, list) or exact(one.latent.sampling) != how for one in others)
@@ -145,7 +156,7 @@ def _drawn(
     return found
 
 
-def _belonging(pipe: UnCLIP, latent: Latent) -> Latent:
+def _belonging(pipe: Pipeline, latent: Latent) -> Latent:
     own = pipe.models()
     for part in ("clip", "decoder"):
         if latent.models.get(part) != own[part]:

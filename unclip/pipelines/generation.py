@@ -23,7 +23,7 @@ class Generation:
     """Pictures (b, 3, h, w) in [-1, 1], caption-major; `stages` holds them at every resolution made, smallest first."""
 
     images: Float[Tensor, "b 3 h w"]
-    latent: Latent
+    latent: Latent | None  # None where no embedding was drawn, as by a cascade
     stages: Mapping[int, Tensor]
     captions: tuple[str, ...]
     seeds: tuple[tuple[int, int], ...]  # (seed, index): `generate(caption, seed=seed, first=index)` makes the picture alone

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
-from unclip.editing import edits as manipulate
-from unclip.editing import pca
+from unclip.editing import edits
 from unclip.editing.latent import Latent
-from unclip.files import write_folder
-from unclip.offload import Offload
+from unclip.editing.pca import PCA
 from unclip.randomness import Noise
 from unclip.types import (
+    Adjustable,
+    Callback,
     Cond,
     Decoder,
+    Guide,
+    GuideModel,
     ImageTextEncoder,
     Prior,
     Sampling,
@@ -33,21 +34,35 @@ from unclip.types import (
     best_of,
     keep_contract,
     move,
-    whole_number,
 )
 
+from . import store
+from .cascade import Cascade
 from .generation import Generation
+from .over import OverCascade
+from .stage import (
+    Told,
+    captions_of,
+    check_drawn,
+    check_settings,
+    chunks,
+    move_parts,
+    negative_text,
+    numbers_of,
+    passes,
+    run_stage,
+    settle,
+)
 
-Progress = Callable[[str, int, int], None]  # (stage, pictures done, pictures in all)
-PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
 EMBEDDINGS_AT_ONCE = 64
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_PRIOR = "give one: UnCLIP(clip, prior, ...), or pipe.with_prior(...)"
 
 
-class UnCLIP:
-    """A CLIP, a prior, a decoder and upsamplers that were trained with that CLIP's embeddings.
+class UnCLIP(OverCascade):
+    """A CLIP, a prior, and a cascade of decoder and upsamplers that were trained with that CLIP's embeddings.
 
-    Parts are anything that keeps the contracts of `unclip.types`; modules among them are put in evaluation mode.
+    Parts are anything that keeps the contracts of `unclip.types`; modules among them are put in evaluation mode.  Without a
+    prior (None) a pipeline varies, interpolates and edits pictures, but draws none for captions.
     `candidates`: how many embeddings are drawn per picture, of which the one nearest the caption is kept; by default what the
     prior says of itself, else two (unCLIP 2.2).
     `clip_identity`: what the CLIP that the parts were trained with answers to fixed inputs; another CLIP is refused.  Parts that
@@ -57,7 +72,7 @@ class UnCLIP:
     def __init__(
         self,
         clip: ImageTextEncoder,
-        prior: Prior,
+        prior: Prior | None,
         decoder: Decoder,
         upsamplers: Sequence[Upsampler] = (),
         *,
@@ -65,31 +80,19 @@ class UnCLIP:
         name: str = "",
         provenance: Mapping[str, Any] | None = None,
         clip_identity: Mapping[str, Any] | None = None,
-        components: pca.PCA | None = None,
+        components: PCA | None = None,
     ):
-        self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
         keep_contract(clip, ImageTextEncoder)
-        keep_contract(prior, Prior)
-        keep_contract(decoder, Decoder)
-        for upsampler in self.upsamplers:
-            keep_contract(upsampler, Upsampler)
-            if upsampler.scale < 2:
-                raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
+        if prior is not None:
+            keep_contract(prior, Prior)
+        self.clip, self.prior = clip, prior
+        self.cascade = Cascade(decoder, upsamplers, name=name, provenance=provenance)
+        self.decoder, self.upsamplers = self.cascade.decoder, self.cascade.upsamplers
         candidates = int(getattr(prior, "candidates", 2)) if candidates is None else candidates
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; at least one embedding must be drawn")
-        modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        for module in modules:
-            module.eval()
-        for part in (decoder, *self.upsamplers):
-            if isinstance(part, checkpoint.Part):  # convolutions read their weights faster so
-                part.to(memory_format=torch.channels_last)
-        self.offload: Offload | None = next((found for m in modules if (found := getattr(m, "offload", None))), None)
-        places = [getattr(module, "offload", None) or next(module.parameters(), None) for module in modules]
-        self.device = next((place.device for place in places if place is not None), torch.device("cpu"))
-        self.dtype = torch.float32
-        self.candidates, self.name, self.provenance = candidates, name, dict(provenance or {})
-        self.pca = components
+        self.candidates, self.pca = candidates, components
+        self.cascade.device, self.cascade.offload = settle(self.parts)
         with warnings.catch_warnings():  # a short context cuts the fixed captions, which tells nobody anything
             warnings.simplefilter("ignore")
             own = identity(clip)
@@ -100,18 +103,9 @@ class UnCLIP:
         self.clip_identity = expected[0] if expected else own
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Side lengths of the pictures that the stages make, in pixels."""
-        sizes = [self.decoder.image_size]
-        for upsampler in self.upsamplers:
-            sizes.append(sizes[-1] * upsampler.scale)
-        return tuple(sizes)
-
-    @property
     def parts(self) -> dict[str, Any]:
-        """The parts by the names they are stored under."""
-        parts: dict[str, Any] = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder}
-        return parts | {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
+        """The components by the names they are stored under."""
+        return {"clip": self.clip} | ({} if self.prior is None else {"prior": self.prior}) | self.cascade.parts
 
     def with_prior(self, prior: Prior | str | Path, part: str = "prior", candidates: int | None = None) -> UnCLIP:
         """This pipeline with another prior, all other parts shared.
@@ -140,22 +134,14 @@ class UnCLIP:
             clip_identity=self.clip_identity,
             components=self.pca,
         )
-        made.device, made.dtype = self.device, self.dtype
+        made.cascade.device, made.cascade.dtype = self.device, self.dtype
         return made
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> UnCLIP:
         """Move all parts to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
-        target, dtype = torch.device(device or self.device), dtype or self.dtype
-        if dtype == torch.float16 and target.type == "cpu":
-            raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
-        if self.offload is not None and target != self.offload.device:
-            self.offload.to(target)
-        for part in self.parts.values():
-            if isinstance(part, nn.Module) and getattr(part, "offload", None) is None:
-                part.to(target)
-        self.device, self.dtype = target, dtype
+        dtype = dtype or self.dtype
+        self.cascade.device = move_parts(self.parts, self.offload, device or self.device, dtype)
+        self.cascade.dtype = dtype
         return self
 
     @torch.no_grad()
@@ -169,32 +155,41 @@ class UnCLIP:
         prior: Config | None = None,
         decoder: Sampling | None = None,
         upsamplers: Sequence[Sampling | None] | None = None,
-        progress: Progress | None = None,
+        negative: str | Sequence[str] | None = None,
+        guide: Guide | GuideModel | None = None,
+        guide_scale: float = 1.0,
+        callback: Callback | None = None,
     ) -> Generation:
         """n pictures for each caption; an empty caption gives an unconditional picture.
 
         size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
         first + k of the seed: `generate(its_caption, seed=seed, first=first + k)` makes it again alone.  `prior`, `decoder`
-        and `upsamplers` replace the parts' own `Sampling` (`ARSampling` for an AR prior).  Returns images
-        (len(captions) * n, 3, size, size) in [-1, 1].
+        and `upsamplers` replace the parts' own `Sampling` (`ARSampling` for an AR prior).  negative: captions, one or one each,
+        that prior and decoder are guided away from.  guide: as in `Cascade.generate`.  callback: told of every step; raising
+        `Cancelled` in it ends the run.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
         """
-        captions = _checked([captions] if isinstance(captions, str) else list(captions))
-        stages, seed = self.stages(size), whole_number("seed", seed)
-        settings = self._settings(prior, decoder, upsamplers)
-        if not captions or n < 1 or first < 0:
-            raise ValueError(f"{len(captions)} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
+        captions = captions_of(captions)
+        n, seed, first = numbers_of(len(captions), n, seed, first)
+        stages, settings = self.stages(size), self.cascade.settings(decoder, upsamplers)
+        if self.prior is None:
+            raise ValueError(f"this pipeline has no prior, so it cannot draw pictures for captions: {self._remedy()}")
+        if isinstance(self.prior, Adjustable):  # a prior from outside may be told in its own way
+            check_settings("prior", prior, type(self.prior.sampling))
         how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + len(captions) * n))
-        report = progress or (lambda stage, done, total: None)
 
-        with self._autocast():
-            text = move(self.clip.encode_text(captions), None, torch.float32).repeat(n)
-            image_embed = self._embeddings(text, noise.at("prior"), prior, report)
+        with self.cascade.autocast():
+            text = self._read(captions).repeat(n)
+            away = None if negative is None else negative_text(self._read, negative, len(captions), n)
+            image_embed = self._embeddings(text, noise.at("prior"), prior, away, callback)
             size_0 = self.decoder.image_size
             x_t = noise.at("decoder").at("x_T").normal((3, size_0, size_0))
             latent = Latent(image_embed, x_t, how, tuple(text.strings), self.models())
-            small = self._decode(latent, text, noise.at("decoder"), how, report)
-            images = self._enlarge(small, stages, noise, settings, report)
+            small = self.cascade.decode(
+                Cond(image_embed, text), x_t, latent.t, noise.at("decoder"), how, callback,
+                self.cascade.away(away, how.guidance), guide, guide_scale,
+            )  # fmt: skip
+            images = self.cascade.enlarge(small, stages, noise, settings, Cond(text=text), callback)
         return Generation(
             images=images[stages[-1]],
             latent=latent,
@@ -206,132 +201,60 @@ class UnCLIP:
 
     @torch.no_grad()
     def draw(
-        self, latent: Latent, sampling: Sampling, noise: Noise, size: int | None = None, progress: Progress | None = None
+        self, latent: Latent, sampling: Sampling, noise: Noise, size: int | None = None, callback: Callback | None = None
     ) -> dict[int, Tensor]:
         """The pictures of latents at every size up to `size`, decoded in float32, where an inversion is exact."""
         stages = self.stages(size)
-        report = progress or (lambda stage, done, total: None)
-        text = self.clip.encode_text(list(latent.captions))
-        small = self._decode(latent, text, noise.at("decoder"), sampling, report)
-        with self._autocast():
-            return self._enlarge(small, stages, noise, [None] * len(self.upsamplers), report)
+        cond = Cond(latent.image_embed, self.clip.encode_text(list(latent.captions)))
+        small = self.cascade.decode(cond, latent.x_t, latent.t, noise.at("decoder"), sampling, callback)
+        with self.cascade.autocast():
+            settings = [None] * len(self.upsamplers)
+            return self.cascade.enlarge(small, stages, noise, settings, Cond(text=cond.text), callback)
 
     def condition(self, image_embed: Tensor, captions: Sequence[str]) -> Cond:
         """What this decoder takes of embeddings and captions."""
         text = self.clip.encode_text(list(captions)) if "text" in self.decoder.takes else None
-        return self._offer(image_embed.to(self.device), text)
+        return self.cascade.offer(Cond(image_embed, text), self.decoder.takes)
 
-    def _offer(self, image_embed: Tensor, text: Text | None) -> Cond:
-        offered = Cond(image_embed, text)
-        return Cond(**{name: getattr(offered, name) for name in self.decoder.takes})
+    invert = edits.invert
+    reconstruct = edits.reconstruct
+    vary = edits.vary
+    interpolate = edits.interpolate
+    text_diff = edits.text_diff
+    reconstruct_pca = edits.reconstruct_pca
 
-    def _settings(self, prior: Any, decoder: Any, upsamplers: Any) -> list[Sampling | None]:
-        """The upsamplers' settings, one each; ValueError for settings of a wrong kind."""
-        settings = [None] * len(self.upsamplers) if upsamplers is None else upsamplers
-        if not isinstance(settings, Sequence) or len(settings) != len(self.upsamplers):
-            told = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
-            raise ValueError(f"{told} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
-        asked: list[tuple[str, Any, type]] = [("decoder", decoder, Sampling), *(("upsamplers", s, Sampling) for s in settings)]
-        own = getattr(getattr(self.prior, "config", None), "sampling", None)
-        if own is not None:  # a prior from outside may be told in its own way
-            asked.append(("prior", prior, type(own)))
-        for name, given, kind in asked:
-            if not isinstance(given, (kind, Sampling, type(None))):
-                raise ValueError(f"{name}: {given!r} is no {kind.__name__}, which tells how this part samples (None = its own)")
-        return list(settings)
+    def _read(self, captions: list[str]) -> Text:
+        return move(self.clip.encode_text(captions), None, torch.float32)
 
-    invert = manipulate.invert
-    reconstruct = manipulate.reconstruct
-    vary = manipulate.vary
-    interpolate = manipulate.interpolate
-    text_diff = manipulate.text_diff
-    reconstruct_pca = manipulate.reconstruct_pca
-
-    def _embeddings(self, text: Text, noise: Noise, sampling: Config | None, report: Progress) -> Tensor:
-        kept = []
-        for rows in _chunks(len(noise), EMBEDDINGS_AT_ONCE):
-            some = text.rows(rows)
-            drawn = self.prior.sample(some, noise=noise[rows], n=self.candidates, sampling=sampling)
-            self._check_drawn(drawn, len(some.strings))
+    def _embeddings(
+        self, text: Text, noise: Noise, sampling: Config | None, negative: Text | None, callback: Callback | None
+    ) -> Tensor:
+        assert self.prior is not None
+        steps, total, kept = passes(self.prior, sampling), len(noise), []
+        if negative is not None and isinstance(self.prior, Adjustable):
+            how = sampling or self.prior.sampling
+            if getattr(how, "guidance", None) == 1:
+                warnings.warn("negative changes nothing in the prior: its guidance is 1, ask for more", stacklevel=3)
+        for rows in chunks(total, EMBEDDINGS_AT_ONCE):
+            some, away = text.rows(rows), None if negative is None else negative.rows(rows)
+            options = {"noise": noise[rows], "n": self.candidates, "sampling": sampling}
+            drawn = run_stage(self.prior.sample, [some], options, Told(callback, "prior", steps, rows, total), away)
+            check_drawn(self.prior, drawn, (len(some.strings), self.candidates, self.clip.embed_dim))
             # Without a caption there is nothing to be near to: the first draw is the unconditional one.
             nearest, blank = best_of(drawn, some.z_t), some.blank.to(drawn.device)
             kept.append(torch.where(blank[:, None], drawn[:, 0], nearest).float().cpu())
-            report("prior", rows.stop, len(noise))
         return torch.cat(kept)
 
-    def _check_drawn(self, drawn: Any, count: int) -> None:
-        """ValueError, where the prior is known, rather than a grey picture or a decoder that speaks of another CLIP."""
-        expected = (count, self.candidates, self.clip.embed_dim)
-        if not isinstance(drawn, Tensor):
-            wrong = f"of type {type(drawn).__name__}"
-        elif drawn.shape != expected:
-            wrong = f"of shape {tuple(drawn.shape)}"
-        else:
-            broken = int((~drawn.isfinite()).sum())
-            wrong = f"of which {broken} numbers are NaN or infinite" if broken else ""
-        if wrong:
-            name = type(self.prior).__name__
-            raise ValueError(f"{name}.sample drew embeddings {wrong}; expected (captions, n, d) = {expected}, all finite")
-
-    def _decode(self, latent: Latent, text: Text, noise: Noise, sampling: Sampling | None, report: Progress) -> Tensor:
-        pictures = []
-        for rows in self.chunks(len(latent), self.decoder.image_size):
-            embed, x_t = (x[rows].to(self.device) for x in (latent.image_embed, latent.x_t))
-            cond = self._offer(embed, text.rows(rows))
-            x = self.decoder.sample(cond, noise=noise[rows], x_t=x_t, t=latent.t, sampling=sampling)
-            pictures.append(x.float().cpu())
-            report("decoder", rows.stop, len(latent))
-        return torch.cat(pictures)
-
-    def _enlarge(
-        self,
-        small: Tensor,
-        stages: Sequence[int],
-        noise: Noise,
-        settings: Sequence[Sampling | None],
-        report: Progress,
-    ) -> dict[int, Tensor]:
-        images = {stages[0]: small}
-        for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
-            images[high] = self._upsample(upsampler, images[low], high, noise.at(f"upsampler_{high}"), sampling, report)
-        return images
-
-    def _upsample(
-        self, upsampler: Upsampler, low: Tensor, size: int, noise: Noise, sampling: Sampling | None, report: Progress
-    ) -> Tensor:
-        pictures = []
-        for rows in self.chunks(len(low), size):
-            x = upsampler.sample(low[rows].to(self.device), noise=noise[rows], sampling=sampling)
-            pictures.append(x.float().cpu())
-            report(f"upsampler_{size}", rows.stop, len(low))
-        return torch.cat(pictures)
-
-    @staticmethod
-    def chunks(count: int, size: int) -> Iterator[slice]:
-        """Rows that go through a stage together, for pictures of `size` pixels a side."""
-        return _chunks(count, max(1, PIXELS_AT_ONCE // size**2))
-
-    def stages(self, size: int | None = None) -> tuple[int, ...]:
-        """The sizes made on the way to `size`, which must be one of `sizes`; None = the largest."""
-        if size is None:
-            return self.sizes
-        if size not in self.sizes:
-            raise ValueError(f"size is {size!r}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
-        return self.sizes[: self.sizes.index(size) + 1]
+    def _remedy(self) -> str:
+        return str(self.provenance.get("no_prior", NO_PRIOR))
 
     def models(self) -> dict[str, str]:
         """What a latent belongs to, by name and by fingerprint."""
-        return {"pipeline": self.name, "clip": self._clip_name(), "decoder": checkpoint.fingerprint(self.decoder)}
-
-    def _clip_name(self) -> str:
         if isinstance(self.clip, nn.Module):  # by its weights: answers differ in the last digits from machine to machine
-            return checkpoint.fingerprint(self.clip)
-        return hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-    def _autocast(self) -> Any:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+            clip = checkpoint.fingerprint(self.clip)
+        else:
+            clip = hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, ar_prior: checkpoint.Part[Any] | None = None
@@ -340,25 +263,13 @@ class UnCLIP:
 
         ar_prior: a second prior beside the own one, for `from_pretrained(folder, prior="ar_prior")`.
         """
+        name = self.name or Path(folder).name
         parts = self.parts if ar_prior is None else self.parts | {"ar_prior": ar_prior}
 
-        def write(aside: Path) -> None:
-            for name, part in parts.items():
-                if not isinstance(part, checkpoint.Part):
-                    raise ValueError(f"the {name}, a {type(part).__name__}, cannot be saved: it is no unclip.checkpoint.Part")
-                part.write(aside / name, dtype)
-            index = checkpoint.Index(
-                name=self.name or Path(folder).name,
-                candidates=self.candidates,
-                parts={name: type(part).__name__ for name, part in parts.items()},
-                clip_identity=self.clip_identity,
-            )
-            (aside / checkpoint.INDEX).write_text(index.to_json())
-            if self.pca is not None:
-                self.pca.save(aside / pca.FILE)
-            (aside / checkpoint.PROVENANCE).write_text(json.dumps(self.provenance, indent=2) + "\n")
+        def index(kinds: dict[str, str]) -> checkpoint.Index:
+            return checkpoint.Index(name=name, candidates=self.candidates, parts=kinds, clip_identity=self.clip_identity)
 
-        write_folder(folder, write)
+        store.save(folder, parts, index, self.provenance, dtype, self.pca)
 
     @classmethod
     def from_pretrained(
@@ -379,23 +290,24 @@ class UnCLIP:
         pictures to the last bit.
         """
         stored = checkpoint.open_pipeline(source, classes, dtype)
-        loads = {prior: _prior_of(stored, prior, source)}
+        store.refuse_kind(stored, "UnCLIP", source)
+        named = prior == checkpoint.PRIORS[0] and not any(name in stored.parts for name in checkpoint.PRIORS)
+        loads = {} if named else {prior: _prior_of(stored, prior, source)}  # some layouts come without a prior
         loads |= {name: load for name, load in stored.parts.items() if name not in (*checkpoint.PRIORS, "clip")}
         loads["clip"] = stored.parts["clip"]  # last, because it is asked at once which one it is
-        keeper = Offload() if offload else None
-        parts: dict[str, Any] = {name: keeper.add(load) if keeper else load() for name, load in loads.items()}
+        parts = store.load(loads, offload)
         pipe = cls(
             parts["clip"],
-            parts[prior],
+            parts.get(prior),
             parts["decoder"],
             [part for name, part in parts.items() if name.startswith("upsampler_")],
             candidates=stored.candidates if prior == checkpoint.PRIORS[0] else None,  # which it was stored for
             name=stored.name,
             provenance=stored.provenance,
             clip_identity=stored.clip_identity,
-            components=pca.PCA.load(stored.folder / pca.FILE) if (stored.folder / pca.FILE).exists() else None,
+            components=store.components_of(stored),
         )
-        for name in (prior, "decoder"):  # in a pipeline of other parts they still know their CLIP
+        for name in {prior, "decoder"} & set(parts):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe
 
@@ -403,19 +315,5 @@ class UnCLIP:
 def _prior_of(stored: checkpoint.Stored, part: str, source: str | Path) -> Callable[[], checkpoint.Part[Any]]:
     priors = [name for name in checkpoint.PRIORS if name in stored.parts]
     if part not in priors:
-        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors)}")
+        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors) or 'none'}")
     return stored.parts[part]
-
-
-def _checked(captions: list[str]) -> list[str]:
-    for caption in captions:
-        try:
-            caption.encode()
-        except (AttributeError, UnicodeEncodeError):  # half of a surrogate pair, or bytes of another encoding
-            raise ValueError(f"a caption is text, not {caption!r}") from None
-    return captions
-
-
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))

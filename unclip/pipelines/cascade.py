@@ -1,0 +1,293 @@
+"""A decoder and upsamplers: pictures for captions, labels or embeddings, brought from size to size (GLIDE, ADM, cascades)."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unclip import checkpoint
+from unclip.randomness import Noise
+from unclip.types import (
+    Callback,
+    Cond,
+    Decoder,
+    Guide,
+    GuideModel,
+    Sampling,
+    Text,
+    Upsampler,
+    keep_contract,
+    move,
+    whole_number,
+)
+
+from . import store
+from .generation import Generation
+from .stage import (
+    Told,
+    captions_of,
+    check_settings,
+    chunks,
+    cond_rows,
+    move_parts,
+    negative_text,
+    numbers_of,
+    passes,
+    run_stage,
+    settle,
+    takes_of,
+)
+
+PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
+
+
+class Cascade:
+    """P(x | y): a decoder, then upsamplers, each `scale` times larger.  Parts are anything that keeps the contracts.
+
+    guide: a model whose gradient steers the decoder, at its low resolution; it sees the conditions (`GuideModel`).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        upsamplers: Sequence[Upsampler] = (),
+        *,
+        guide: GuideModel | None = None,
+        name: str = "",
+        provenance: Mapping[str, Any] | None = None,
+    ):
+        self.decoder, self.upsamplers, self.guide = decoder, tuple(upsamplers), guide
+        keep_contract(decoder, Decoder)
+        for upsampler in self.upsamplers:
+            keep_contract(upsampler, Upsampler)
+            if upsampler.scale < 2:
+                raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
+        if guide is not None:
+            keep_contract(guide, GuideModel)
+        self.name, self.provenance = name, dict(provenance or {})
+        for part in (decoder, *self.upsamplers):
+            if isinstance(part, checkpoint.Part):  # convolutions read their weights faster so
+                part.to(memory_format=torch.channels_last)
+        self.device, self.offload = settle(self.parts)
+        self.dtype = torch.float32
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Side lengths of the pictures that the stages make, in pixels."""
+        sizes = [self.decoder.image_size]
+        for upsampler in self.upsamplers:
+            sizes.append(sizes[-1] * upsampler.scale)
+        return tuple(sizes)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The components by the names they are stored under."""
+        parts: dict[str, Any] = {"decoder": self.decoder}
+        parts |= {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
+        return parts if self.guide is None else parts | {"guide": self.guide}
+
+    def stages(self, size: int | None = None) -> tuple[int, ...]:
+        """The sizes made on the way to `size`, which must be one of `sizes`; None = the largest."""
+        if size is None:
+            return self.sizes
+        if size not in self.sizes:
+            raise ValueError(f"size is {size!r}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
+        return self.sizes[: self.sizes.index(size) + 1]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cascade:
+        """Move all components to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
+        dtype = dtype or self.dtype
+        self.device, self.dtype = move_parts(self.parts, self.offload, device or self.device, dtype), dtype
+        return self
+
+    @torch.no_grad()
+    def generate(
+        self,
+        captions: str | Sequence[str] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
+        n: int = 1,
+        seed: int = 0,
+        first: int = 0,
+        size: int | None = None,
+        decoder: Sampling | None = None,
+        upsamplers: Sequence[Sampling | None] | None = None,
+        negative: str | Sequence[str] | None = None,
+        guide: Guide | GuideModel | None = None,
+        guide_scale: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Generation:
+        """n pictures for each caption or label, or for both where the decoder takes both; for neither, unconditional ones.
+
+        size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
+        first + k of the seed.  labels: class numbers, or names where the decoder has them.  negative: captions, one or one
+        each, that guidance leads away from.  guide: a log probability (x_t, t) -> (b), or a model that gives one for the
+        conditions; its gradient times `guide_scale` steers the decoder (ADM 4.1).  callback: told of every step; raising
+        `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
+        """
+        said = None if captions is None else captions_of(captions)
+        numbers = None if labels is None else self._numbers([labels] if isinstance(labels, (int, str)) else list(labels))
+        counts = {len(given) for given in (said, numbers) if given is not None} or {1}
+        if len(counts) > 1:
+            raise ValueError(f"{len(said or [])} captions came with {len(numbers or [])} labels: give one label for each caption")
+        (count,) = counts
+        stages, (n, seed, first) = self.stages(size), numbers_of(count, n, seed, first)
+        for name, given in (("text", said), ("label", numbers)):
+            if given is not None and name not in self.decoder.takes:
+                takes = ", ".join(self.decoder.takes) or "nothing"
+                raise ValueError(f"this decoder is not conditioned on {name!r}; it takes {takes}")
+        settings = self.settings(decoder, upsamplers)
+        how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
+        noise = Noise.of(seed, range(first, first + count * n))
+        text = None if said is None else Text.of(said).repeat(n)
+        cond = Cond(text=text, label=None if numbers is None else torch.tensor(numbers).repeat_interleave(n))
+        away = self.away(None if negative is None else negative_text(Text.of, negative, count, n), how.guidance)
+        x_t = noise.at("decoder").at("x_T").normal((3, self.sizes[0], self.sizes[0]))
+        with self.autocast():
+            small = self.decode(cond, x_t, None, noise.at("decoder"), how, callback, away, guide, guide_scale)
+            images = self.enlarge(small, stages, noise, settings, cond, callback)
+        told = said or [self._label_name(k) for k in numbers or ()] or [""]
+        return Generation(
+            images=images[stages[-1]],
+            latent=None,
+            stages=images,
+            captions=tuple(caption for caption in told for _ in range(n)),
+            seeds=tuple((seed, first + i) for i in range(len(noise))),
+            model=self.name,
+        )
+
+    def decode(
+        self,
+        cond: Cond,
+        x_t: Tensor,
+        t: int | None,
+        noise: Noise,
+        sampling: Sampling | None,
+        callback: Callback | None = None,
+        negative: Cond | None = None,
+        guide: Guide | GuideModel | None = None,
+        guide_scale: float = 1.0,
+    ) -> Tensor:
+        """The decoder's pictures (b, 3, h, w) on the CPU, in chunks; x_t (b, 3, h, w) lives at t, None = where noise is pure."""
+        guide, total = self.guide if guide is None else guide, len(x_t)
+        if t is None:
+            visited = self.decoder.resolve(sampling).steps
+            assert isinstance(visited, tuple)
+            t = visited[0]
+        steps, pictures = passes(self.decoder, sampling, t), []
+        for rows in self.chunks(total, self.decoder.image_size):
+            given = self.offer(cond_rows(cond, rows), self.decoder.takes)
+            away = None if negative is None else self.offer(cond_rows(negative, rows), self.decoder.takes)
+            steer = None if guide is None else (guide.guide(given) if isinstance(guide, GuideModel) else guide, guide_scale)
+            options = {"noise": noise[rows], "x_t": x_t[rows].to(self.device), "t": t, "sampling": sampling}
+            told = Told(callback, "decoder", steps, rows, total)
+            x = run_stage(self.decoder.sample, [given], options, told, away, steer)
+            pictures.append(x.float().cpu())
+        return torch.cat(pictures)
+
+    def enlarge(
+        self,
+        small: Tensor,
+        stages: Sequence[int],
+        noise: Noise,
+        settings: Sequence[Sampling | None],
+        cond: Cond | None = None,
+        callback: Callback | None = None,
+    ) -> dict[int, Tensor]:
+        """Pictures at every size of `stages`, the first being that of `small`."""
+        images = {stages[0]: small}
+        for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
+            stage, total = f"upsampler_{high}", len(small)
+            steps, pictures = passes(upsampler, sampling), []
+            for rows in self.chunks(total, high):
+                seen = self.offer(cond_rows(cond or Cond(), rows), takes_of(upsampler))
+                given = [images[low][rows].to(self.device), *([] if all(x is None for x in seen) else [seen])]
+                options = {"noise": noise.at(stage)[rows], "sampling": sampling}
+                x = run_stage(upsampler.sample, given, options, Told(callback, stage, steps, rows, total))
+                pictures.append(x.float().cpu())
+            images[high] = torch.cat(pictures)
+        return images
+
+    def offer(self, cond: Cond, takes: Sequence[str]) -> Cond:
+        """Of the conditions those that a part takes, on the device."""
+        return move(Cond(**{name: getattr(cond, name) for name in takes}), self.device)
+
+    def settings(self, decoder: Any, upsamplers: Any) -> list[Sampling | None]:
+        """The upsamplers' settings, one each; ValueError for settings of a wrong kind."""
+        settings = [None] * len(self.upsamplers) if upsamplers is None else upsamplers
+        if not isinstance(settings, Sequence) or len(settings) != len(self.upsamplers):
+            told = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
+            raise ValueError(f"{told} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
+        for name, given in (("decoder", decoder), *(("upsamplers", s) for s in settings)):
+            check_settings(name, given, Sampling)
+        return list(settings)
+
+    def away(self, text: Text | None, guidance: float) -> Cond | None:
+        """What the decoder's guidance leads away from, where it reads captions."""
+        if text is None or "text" not in self.decoder.takes:
+            return None
+        if guidance == 1:
+            warnings.warn("negative changes nothing in the decoder: its guidance is 1, ask for more", stacklevel=3)
+        return Cond(text=text)
+
+    def autocast(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @staticmethod
+    def chunks(count: int, size: int) -> Iterator[slice]:
+        """Rows that go through a stage together, for pictures of `size` pixels a side."""
+        return chunks(count, max(1, PIXELS_AT_ONCE // size**2))
+
+    def _numbers(self, labels: Sequence[int | str]) -> list[int]:
+        names = self.label_names
+        numbers = []
+        for label in labels:
+            if not isinstance(label, str):
+                numbers.append(whole_number("label", label))
+            elif label in names:
+                numbers.append(names.index(label))
+            else:
+                near = difflib.get_close_matches(label, names, 5, 0.4) or list(names[:10])
+                told = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
+                raise ValueError(f"no label {label!r}; {told}")
+        return numbers
+
+    def _label_name(self, number: int) -> str:
+        return self.label_names[number] if 0 <= number < len(self.label_names) else f"label {number}"
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes that the decoder draws; () where it draws none, or they have no names."""
+        names: tuple[str, ...] = getattr(self.decoder, "label_names", ())
+        return names
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write every component and the index into a new `folder`; parameters in `dtype`, when given."""
+
+        def index(kinds: dict[str, str]) -> checkpoint.Index:
+            return checkpoint.Index(kind="Cascade", name=self.name or Path(folder).name, parts=kinds)
+
+        store.save(folder, self.parts, index, self.provenance, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
+        dtype: torch.dtype | None = None,
+        offload: bool = False,
+    ) -> Cascade:
+        """Load a folder or a Hugging Face hub id; the arguments are those of `UnCLIP.from_pretrained`."""
+        stored = checkpoint.open_pipeline(source, classes, dtype)
+        store.refuse_kind(stored, "Cascade", source)
+        parts = store.load(stored.parts, offload)
+        uppers = [part for name, part in parts.items() if name.startswith("upsampler_")]
+        return cls(parts["decoder"], uppers, guide=parts.get("guide"), name=stored.name, provenance=stored.provenance)

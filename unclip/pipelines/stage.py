@@ -1,0 +1,173 @@
+"""What the pipelines share: a stage run on a chunk of pictures, with what is told of it; captions and settings checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unclip.diffusion.guidance import gradient_guidance, reporting
+from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, Sampling, Step, Text, Wrap, accepts, whole_number
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Told(NamedTuple):
+    """Whom to tell of the steps of a stage, for one chunk of pictures, `rows` of `total`."""
+
+    callback: Callback | None
+    stage: str
+    steps: int  # 0 = not known beforehand
+    rows: slice
+    total: int
+
+
+def run_stage(
+    method: Callable[..., Any],
+    given: Sequence[Any],
+    options: Mapping[str, Any],
+    told: Told,
+    negative: Any = None,
+    guide: tuple[Guide, float] | None = None,
+) -> Any:
+    """Call a stage's `sample`.  Guide and callback come in by `wrap`, passed only when there is something to pass.
+
+    A part without `wrap` cannot be guided.  It is told of by its own `on_step`, else by one step when it has finished.
+    """
+    callback, stage, steps, rows, total = told
+    options = dict(options)
+    if negative is not None:
+        if not accepts(method, "negative"):
+            raise ValueError(f"the {stage} takes no negative caption: its sample() has no argument `negative`")
+        options["negative"] = negative
+    wraps: list[Wrap] = []
+    if guide is not None:
+        fn, scale = guide
+        wraps.append(lambda denoise: gradient_guidance(denoise, fn, scale))
+    stepwise = callback is not None and steps > 0 and accepts(method, "wrap")
+    if callback is not None and stepwise:
+        wraps.append(reporting(callback, stage, steps, rows, total))
+    if wraps:
+        if not accepts(method, "wrap"):
+            raise ValueError(f"the {stage} cannot be guided: its sample() has no argument `wrap`")
+        options["wrap"] = lambda denoise: _composed(wraps, denoise)
+    passwise = callback is not None and not stepwise and "on_step" in signature(method).parameters
+    if callback is not None and passwise:
+        options["on_step"] = lambda step, steps, state: callback(Step(stage, step, steps, 0, state, rows, total))
+    drawn = method(*given, **options)
+    if callback is not None and not stepwise and not passwise:
+        callback(Step(stage, 1, 1, 0, drawn, rows, total))
+    return drawn
+
+
+def _composed(wraps: Sequence[Wrap], denoise: Denoise) -> Denoise:
+    for wrap in wraps:
+        denoise = wrap(denoise)
+    return denoise
+
+
+def passes(part: Any, sampling: Any, t: int | None = None) -> int:
+    """How many denoising steps a sampling takes, from timestep t where given; 0 where the part does not say."""
+    how = part.resolve(sampling) if isinstance(part, Adjustable) or hasattr(part, "resolve") else None
+    if not isinstance(how, Sampling) or not isinstance(how.steps, tuple):
+        return 0
+    return len(how.steps) - 1 if t is None else sum(s < t for s in how.steps)
+
+
+def cond_rows(cond: Cond, rows: slice) -> Cond:
+    """Some of the pictures' conditions."""
+    known = None if cond.known is None else (cond.known[0][rows], cond.known[1][rows])
+    embed, label = (None if x is None else x[rows] for x in (cond.image_embed, cond.label))
+    return Cond(embed, None if cond.text is None else cond.text.rows(rows), label, known)
+
+
+def takes_of(part: Any) -> tuple[str, ...]:
+    """The fields of `Cond` that an upsampler is built for: those without `takes` see the low resolution alone."""
+    takes: tuple[str, ...] = getattr(part, "takes", ())
+    return takes
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def captions_of(captions: Any) -> list[str]:
+    """One caption or several as a list; ValueError for what is no text."""
+    if not isinstance(captions, (str, Sequence)):
+        raise ValueError(f"captions are {captions!r}; give a string, or a list of strings")
+    said = [captions] if isinstance(captions, str) else list(captions)
+    for caption in said:
+        try:
+            caption.encode()
+        except (AttributeError, UnicodeEncodeError):  # half of a surrogate pair, or bytes of another encoding
+            raise ValueError(f"a caption is text, not {caption!r}") from None
+    return said
+
+
+def numbers_of(count: int, n: Any, seed: Any, first: Any) -> tuple[int, int, int]:
+    """n, seed and first as whole numbers; ValueError where there is nothing to draw."""
+    if isinstance(n, bool):
+        raise ValueError(f"n is {n!r}; it must be a whole number, how many pictures for each caption")
+    n, seed, first = whole_number("n", n), whole_number("seed", seed), whole_number("first", first)
+    if not count or n < 1 or first < 0:
+        raise ValueError(f"{count} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
+    return n, seed, first
+
+
+def negative_text(read: Callable[[list[str]], Text], negative: Any, count: int, n: int) -> Text | None:
+    """Captions to lead away from, one for all or one each, as read by `read`; None where all are blank, which means the null."""
+    said = captions_of(negative)
+    if len(said) not in (1, count):
+        raise ValueError(f"{len(said)} negative captions came with {count} captions: give one for all, or one each")
+    if not any(caption.strip() for caption in said):
+        return None
+    return read(said * (count if len(said) == 1 else 1)).repeat(n)
+
+
+def check_settings(name: str, given: Any, kind: type) -> None:
+    """ValueError for settings that are no `kind` and no `Sampling`."""
+    if not isinstance(given, (kind, Sampling, type(None))):
+        raise ValueError(f"{name}: {given!r} is no {kind.__name__}, which tells how this part samples (None = its own)")
+
+
+def check_drawn(prior: object, drawn: Any, expected: tuple[int, int, int]) -> None:
+    """ValueError, where the prior is known, rather than a grey picture or a decoder that speaks of another CLIP."""
+    if not isinstance(drawn, Tensor):
+        wrong = f"of type {type(drawn).__name__}"
+    elif drawn.shape != expected:
+        wrong = f"of shape {tuple(drawn.shape)}"
+    else:
+        broken = int((~drawn.isfinite()).sum())
+        wrong = f"of which {broken} numbers are NaN or infinite" if broken else ""
+    if wrong:
+        told = f"{type(prior).__name__}.sample drew embeddings {wrong}"
+        raise ValueError(f"{told}; expected (captions, n, d) = {expected}, all finite")
+
+
+def settle(parts: Mapping[str, Any]) -> tuple[torch.device, Any]:
+    """Put modules in evaluation mode; the device that they are on, and what keeps their weights elsewhere, if anything does."""
+    modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+    for module in modules:
+        module.eval()
+    offload = next((found for module in modules if (found := getattr(module, "offload", None))), None)
+    places = [getattr(module, "offload", None) or next(module.parameters(), None) for module in modules]
+    return next((place.device for place in places if place is not None), torch.device("cpu")), offload
+
+
+def move_parts(parts: Mapping[str, Any], offload: Any, device: torch.device | str, dtype: torch.dtype) -> torch.device:
+    """Modules to a device; ValueError for a type that networks do not compute in there."""
+    if dtype not in DTYPES:
+        raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
+    target = torch.device(device)
+    if dtype == torch.float16 and target.type == "cpu":
+        raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
+    if offload is not None and target != offload.device:
+        offload.to(target)
+    for part in parts.values():
+        if isinstance(part, nn.Module) and getattr(part, "offload", None) is None:
+            part.to(target)
+    return target

@@ -1,0 +1,58 @@
+"""Pipelines on disk: a folder for each component, and an index that tells which pipeline they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unclip import checkpoint
+from unclip.checkpoint import Index, Part, Stored
+from unclip.editing.pca import FILE as PCA_FILE
+from unclip.editing.pca import PCA
+from unclip.files import write_folder
+from unclip.offload import Offload
+
+
+def save(
+    folder: str | Path,
+    parts: Mapping[str, Any],
+    index: Callable[[dict[str, str]], Index],
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    components: PCA | None = None,
+) -> None:
+    """Write every component, the index that `index` makes of their classes, and where they come from, all or nothing."""
+
+    def write(aside: Path) -> None:
+        for name, part in parts.items():
+            if not isinstance(part, Part):
+                raise ValueError(f"the {name}, a {type(part).__name__}, cannot be saved: it is no unclip.checkpoint.Part")
+            part.write(aside / name, dtype)
+        made = index({name: type(part).__name__ for name, part in parts.items()})
+        (aside / checkpoint.INDEX).write_text(made.to_json())
+        if components is not None:
+            components.save(aside / PCA_FILE)
+        (aside / checkpoint.PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+
+    write_folder(folder, write)
+
+
+def load(loads: Mapping[str, Callable[[], Part[Any]]], offload: bool) -> dict[str, Any]:
+    """The components, of which with `offload` at most one has its weights in memory."""
+    keeper = Offload() if offload else None
+    return {name: keeper.add(load) if keeper else load() for name, load in loads.items()}
+
+
+def refuse_kind(stored: Stored, kind: str, source: str | Path) -> None:
+    if stored.kind != kind:
+        raise ValueError(f"{source} holds a pipeline of the kind {stored.kind}, not {kind}: load it with unclip.{stored.kind}")
+
+
+def components_of(stored: Stored) -> PCA | None:
+    """Principal components, where the folder has some."""
+    path = stored.folder / PCA_FILE
+    return PCA.load(path) if path.exists() else None
