@@ -283,7 +283,7 @@ def hold_all(system: str, size: Size, dtype: torch.dtype) -> dict[str, Any]:
         return {"peak": memory()}
     from unclip.offload import Offload
     from unclip.pipelines.unclip import UnCLIP
-    from unclip.types import Sampling
+    from unclip.sampling import Sampling
 
     keeper = Offload() if system == "offload" else None
     # Weights are drawn again where a pipeline on disk would read them again.

@@ -22,7 +22,8 @@ from benchmarks.machine import header, median  # noqa: E402
 from prior import PriorNetwork, PriorNetworkConfig  # noqa: E402
 from unclip.nn.cpu.linear import Linear  # noqa: E402
 from unclip.nn.transformer import TransformerConfig  # noqa: E402
-from unclip.types import Text, tree_map  # noqa: E402
+from unclip.trees import tree_map  # noqa: E402
+from unclip.types import Text
 
 
 def build(width: int, layers: int, context: int) -> PriorNetwork:

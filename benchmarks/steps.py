@@ -28,7 +28,8 @@ from experiments.emoji.evaluation.measure import Numbers, Subject  # noqa: E402
 from unclip.images import eight_bit  # noqa: E402
 from unclip.metrics import Interval, interval, psnr, sharpness
 from unclip.randomness import Noise  # noqa: E402
-from unclip.types import Cond, Sampling, best_of  # noqa: E402
+from unclip.sampling import Sampling  # noqa: E402
+from unclip.types import Cond, best_of
 
 PARTS = ("prior", "decoder", "upsamplers", "stochastic", "guidance")
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)

@@ -9,7 +9,7 @@ from unclip.config import Config
 from unclip.diffusion.denoiser import Predicts, Weighting
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.unet import UNetConfig
-from unclip.types import Inversion, Sampling
+from unclip.sampling import Inversion, Sampling
 
 
 class DecoderConfig(Config, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import ddim_invert, run
 from unclip.diffusion.schedule import spaced
 from unclip.randomness import Noise
-from unclip.types import Cond, Denoise, Inversion, Losses, Sampling, Text, Wrap
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Cond, Denoise, Losses, Text, Wrap
 
 from .config import DecoderConfig
 from .network import DecoderNetwork, Encoded

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training.evaluation import losses, mean_losses, partner_texts, partners
 from unclip.training.task import Task, require
-from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Sampling, Text
+from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Text
 
 from .decoder import Decoder
 

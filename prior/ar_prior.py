@@ -18,7 +18,9 @@ from unclip.checkpoint import Part
 from unclip.config import Config
 from unclip.nn.transformer import Cache
 from unclip.randomness import Noise
-from unclip.types import Losses, Sampling, Text, joined, tree_map
+from unclip.sampling import Sampling
+from unclip.trees import tree_map
+from unclip.types import Losses, Text, joined
 
 from .ar_network import ARNetwork, ARNetworkConfig
 from .network import Prompt

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, normalize
 from unclip.checkpoint import Part
 from unclip.config import Config
 from unclip.randomness import Noise
-from unclip.types import Losses, Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Losses, Text
 
 from .linear_prior import repeated
 from .network import PriorNetwork, PriorNetworkConfig

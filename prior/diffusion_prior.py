@@ -17,7 +17,9 @@ from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import ScheduleConfig, spaced
 from unclip.diffusion.variance import Analytic
 from unclip.randomness import Noise
-from unclip.types import Denoise, Losses, Sampling, Text, Wrap, joined, tree_map
+from unclip.sampling import Sampling
+from unclip.trees import tree_map
+from unclip.types import Denoise, Losses, Text, Wrap, joined
 
 from .network import PriorNetwork, PriorNetworkConfig, Prompt
 from .scaling import Scaling, ScalingKind

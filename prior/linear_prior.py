@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from unclip.checkpoint import Part
 from unclip.config import Config
 from unclip.randomness import Noise
-from unclip.types import Losses, Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Losses, Text
 
 from .scaling import Scaling
 

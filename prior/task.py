@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training.evaluation import caption_ids, chance, losses, mean_losses, retrieval
 from unclip.training.task import Task, require
-from unclip.types import Batch, ImageTextEncoder, Losses, Sampling, Text
+from unclip.types import Batch, ImageTextEncoder, Losses, Text
 
 from .ar_prior import ARPrior
 from .contrastive_prior import ContrastivePrior

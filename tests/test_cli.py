@@ -27,7 +27,7 @@ from unclip.images import story, to_pil
 from unclip.nn.transformer import TransformerConfig
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 

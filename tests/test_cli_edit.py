@@ -25,7 +25,7 @@ from unclip.editing.pca import PCA
 from unclip.images import story, to_pil
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Inversion
+from unclip.sampling import Inversion
 
 OWN = Inversion(steps=5, refine=1)  # of this decoder: four climbs from timestep to timestep, of two passes each
 

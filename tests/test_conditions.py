@@ -12,7 +12,8 @@ from unclip.conditions import Caption, ConditionEncoder, Conditions, ImageEmbedd
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
-from unclip.types import Batch, Cond, Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Batch, Cond, Text
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig
 
 SMALL = TransformerConfig(width=16, layers=1, heads=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unclip.config import Config
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 
 class Inner(Config, frozen=True, kw_only=True):

@@ -24,7 +24,9 @@ from unclip.diffusion.samplers import ddpm
 from unclip.diffusion.schedule import spaced
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Cond, Sampling, Text, tree_map
+from unclip.sampling import Sampling
+from unclip.trees import tree_map
+from unclip.types import Cond, Text
 
 FLOAT = 1e-4  # of the output's root mean square
 CAPTION = "a woman with a red hat, 3 dogs and a horse"

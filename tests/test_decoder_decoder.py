@@ -15,7 +15,8 @@ from decoder.network import Encoded
 from unclip.diffusion.samplers import ddim
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.randomness import Noise
-from unclip.types import Cond, Inversion, Losses, Sampling
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Cond, Losses
 from unclip.types import Decoder as Contract
 
 DDIM = Sampling(sampler="ddim", steps=4)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from decoder.network import DecoderNetwork, Encoded
-from unclip.types import Cond, tree_map
+from unclip.trees import tree_map
+from unclip.types import Cond
 
 KINDS = list(TEXTS)
 T = torch.tensor([1, 500, 1000])

@@ -9,7 +9,7 @@ from unclip.diffusion.samplers import ddim, ddim_invert, ddpm, dpmpp_2m, run
 from unclip.diffusion.schedule import NoiseSchedule, spaced
 from unclip.diffusion.variance import Analytic
 from unclip.randomness import Noise
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 N = 4000
 MEAN, STD = torch.tensor([0.3, -0.5, 0.0]), torch.tensor([0.2, 0.6, 1.0])

@@ -24,8 +24,9 @@ from experiments.recipes import Recipe, find
 from unclip.data.embeddings import Embeddings
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig
-from unclip.types import Batch, Cond, Prediction, Sampling, Text
+from unclip.types import Batch, Cond, Prediction, Text
 from upsamplers import UpsamplerConfig
 from upsamplers.filters import resize
 

@@ -27,7 +27,8 @@ from unclip.clip.tokenizer import compact_token_ids
 from unclip.data.embeddings import Embeddings
 from unclip.images import sheet, story, to_pil
 from unclip.randomness import Noise
-from unclip.types import Batch, Inversion
+from unclip.sampling import Inversion
+from unclip.types import Batch
 from upsamplers.filters import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cut to.*")

@@ -18,8 +18,8 @@ import torch
 from unclip import files
 from unclip.config import Config
 from unclip.files import read_json, regular_file, sync, visible, write_files, write_folder
+from unclip.sampling import Sampling
 from unclip.training import state
-from unclip.types import Sampling
 
 
 def test_text_from_files_is_made_visible_and_cut() -> None:

@@ -21,7 +21,7 @@ from decoder import Decoder
 from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, slerp
 from unclip.data.pictures import load_picture
 from unclip.editing import edits as manipulate
-from unclip.editing.edits import Way, one_of
+from unclip.editing.edits import Way, check_choice
 from unclip.editing.sources import _is_caption
 from unclip.randomness import Noise
 from unclip.types import Cond, Denoise, Prediction, Step
@@ -282,7 +282,7 @@ def test_what_interpolate_refuses(pipe: UnCLIP, pictures: Tensor, latent: Latent
     with pytest.raises(ValueError, match="steps is 1"):
         pipe.interpolate(list(pictures), steps=1)
     with pytest.raises(ValueError, match="x_t is 'lerp'; it must be one of slerp, fixed"):
-        one_of("x_t", "lerp", Way)  # the type checker of the tests would be quicker
+        check_choice("x_t", "lerp", Way)  # the type checker of the tests would be quicker
     other = pipe.invert(pictures[0], Inversion(steps=10))
     with pytest.raises(ValueError, match="drawn by different samplings"):
         pipe.interpolate([latent.rows(slice(0, 1)), other])

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, interpolate, scaled_dot_product_attention
 
-from unclip.nn import attention as attention_file
-from unclip.nn.attention import attention
-from unclip.nn.cpu import convolution, winograd
+from unclip.nn.cpu import attention as attention_file
+from unclip.nn.cpu import convolution, switch, winograd
+from unclip.nn.cpu.attention import attention
 from unclip.nn.cpu.convolution import Conv3x3
 from unclip.nn.cpu.linear import Linear
+from unclip.nn.cpu.switch import plain
 
 
 def layer(width_in: int, width: int, dtype: torch.dtype = torch.float32) -> Conv3x3:
@@ -148,3 +149,14 @@ def test_every_type(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None
     for ours, exact in pairs:
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), exact, rtol=error, atol=error * float(exact.abs().max()))
+
+
+def test_the_switch_turns_every_way_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "HEAVY", 0)
+    x = picture(2, 6, 4, 4)
+    with torch.no_grad():
+        assert plain(x)
+        monkeypatch.setenv(switch.OFF, "1")
+        assert not plain(x)
+        made = layer(6, 10)
+        assert torch.equal(made(x), torch.nn.Conv2d.forward(made, x))

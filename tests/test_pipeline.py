@@ -19,19 +19,8 @@ from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.generation import Generation
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import (
-    Cond,
-    Decoder,
-    ImageTextEncoder,
-    Inversion,
-    Prior,
-    Sampling,
-    Step,
-    Text,
-    Upsampler,
-    best_of,
-    keep_contract,
-)
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Cond, Decoder, ImageTextEncoder, Prior, Step, Text, Upsampler, best_of, keep_contract
 
 
 @pytest.fixture(scope="module")

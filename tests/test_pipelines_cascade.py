@@ -21,7 +21,8 @@ from unclip.diffusion.schedule import NoiseSchedule
 from unclip.images import story
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
-from unclip.types import Cond, Denoise, Inversion, Losses, Prediction, Sampling, Wrap
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Cond, Denoise, Losses, Prediction, Wrap
 from upsamplers import Upsampler, UpsamplerConfig
 
 SMALL = TransformerConfig(width=16, layers=1, heads=2)

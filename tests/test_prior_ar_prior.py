@@ -16,7 +16,8 @@ from unclip.checkpoint import load_part
 from unclip.nn.transformer import TransformerConfig
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Batch, Prior, Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Batch, Prior, Text
 
 SMALL = TransformerConfig(width=32, layers=2, heads=4)
 CONFIG = ARPriorConfig(

@@ -16,8 +16,9 @@ from unclip.data.embeddings import Embeddings
 from unclip.data.reader import Embedded
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig, train
-from unclip.types import Sampling, Text
+from unclip.types import Text
 
 CONFIG = ContrastivePriorConfig(
     network=PriorNetworkConfig(

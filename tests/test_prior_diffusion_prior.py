@@ -8,7 +8,8 @@ from torch import nn
 from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig, PriorTask
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
-from unclip.types import Batch, Prior, Sampling, Text, best_of
+from unclip.sampling import Sampling
+from unclip.types import Batch, Prior, Text, best_of
 
 CONFIG = PriorConfig(
     network=PriorNetworkConfig(

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from prior import LinearPrior, LinearPriorConfig
 from prior.linear_prior import RIDGES
 from unclip.randomness import Noise
-from unclip.types import Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Text
 
 D = 6
 

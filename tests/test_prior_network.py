@@ -5,7 +5,8 @@ import torch
 
 from prior.network import PriorNetwork, PriorNetworkConfig, Prompt
 from unclip.nn.transformer import TransformerConfig
-from unclip.types import Text, tree_map
+from unclip.trees import tree_map
+from unclip.types import Text
 
 CONFIG = PriorNetworkConfig(
     transformer=TransformerConfig(width=64, layers=4, heads=4), embed_dim=16, context=12, vocab=50, states_width=24

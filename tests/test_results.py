@@ -21,7 +21,7 @@ from unclip.editing.latent import FORMAT, Latent
 from unclip.files import check_output, write_files
 from unclip.images import png, story, to_pil
 from unclip.pipelines.generation import Generation
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 HOW = Sampling(steps=(900, 450, 0))
 LATENT = Latent(torch.randn(2, 5), torch.randn(2, 3, 4, 4), HOW, ("a heart", "ein Löwe 🦁"), {"clip": "c0ffee"})

@@ -18,11 +18,12 @@ from prior import PriorTask
 from unclip.clip.task import CLIPTask
 from unclip.metrics import psnr
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig
 from unclip.training.evaluation import caption_ids, cost, judge, mean_losses, partner_texts, partners, retrieval
 from unclip.training.task import Task
 from unclip.training.validation import Examiner
-from unclip.types import Batch, Losses, Sampling, Text
+from unclip.types import Batch, Losses, Text
 from upsamplers import UpsamplerTask
 from upsamplers.filters import resize
 

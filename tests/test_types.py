@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training.task import Task, require
-from unclip.types import Batch, Cond, Prior, Sampling, Step, Text, accepts, best_of, keep_contract, move, tree_map, whole_number
+from unclip.trees import move, tree_map
+from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, check_int, keep_contract
 
 
 def text(*strings: str) -> Text:
@@ -143,10 +145,10 @@ def test_samplings_that_work() -> None:
 
 def test_whole_numbers_of_every_library() -> None:
     for number in (3, np.int64(3), torch.tensor(3)):
-        assert whole_number("seed", number) == 3 and type(whole_number("seed", number)) is int
+        assert check_int("seed", number) == 3 and type(check_int("seed", number)) is int
     for other in (1.7, "3", None, torch.tensor(1.5)):
         with pytest.raises(ValueError, match="seed is .*; it must be a whole number"):
-            whole_number("seed", other)
+            check_int("seed", other)
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:

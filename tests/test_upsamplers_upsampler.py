@@ -13,7 +13,8 @@ from torch.nn.functional import interpolate
 from unclip.conditions import Conditions, ImageEmbedding, Label
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
-from unclip.types import Batch, Cond, Sampling
+from unclip.sampling import Sampling
+from unclip.types import Batch, Cond
 from unclip.types import Upsampler as Contract
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 from upsamplers.filters import resize

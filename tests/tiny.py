@@ -17,7 +17,8 @@ from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.types import Cond, Inversion, Losses, Sampling, Text
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Cond, Losses, Text
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig
 
 CAPTIONS = ["a red heart", "a cat with a hat", "two dogs"]

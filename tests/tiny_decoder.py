@@ -9,7 +9,8 @@ from decoder import Decoder, DecoderConfig
 from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
-from unclip.types import Cond, Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Cond, Text
 
 EMBED, STATES, CONTEXT, VOCAB = 10, 12, 7, 50
 TOKENS = Caption(kind="tokens", context=CONTEXT, vocab=VOCAB, transformer=TransformerConfig(width=16, layers=2, heads=2))

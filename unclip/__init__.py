@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from unclip.pipelines.load import from_pretrained
     from unclip.pipelines.unclip import UnCLIP
     from unclip.randomness import Noise
+    from unclip.sampling import Inversion, Sampling
     from unclip.training import TrainConfig, train
     from unclip.training.task import Task
-    from unclip.types import Batch, Cancelled, Cond, GuideModel, Inversion, Losses, Prediction, Sampling, Step, Text, best_of
+    from unclip.types import Batch, Cancelled, Cond, GuideModel, Losses, Prediction, Step, Text, best_of
     from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 PUBLIC = {
@@ -88,11 +89,11 @@ PUBLIC = {
     "Cond": "unclip.types",
     "Edit": "unclip.editing.result",
     "Generation": "unclip.pipelines.generation",
-    "Inversion": "unclip.types",
+    "Inversion": "unclip.sampling",
     "Latent": "unclip.editing.latent",
     "Losses": "unclip.types",
     "Prediction": "unclip.types",
-    "Sampling": "unclip.types",
+    "Sampling": "unclip.sampling",
     "Task": "unclip.training.task",
     "Text": "unclip.types",
     "slerp": "unclip.editing.slerp",

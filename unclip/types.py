@@ -10,18 +10,14 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .config import Config
 from .randomness import Noise
-
-Tree = TypeVar("Tree")
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
-VarianceName = Literal["small", "large", "learned", "analytic"]
+from .sampling import Inversion, Sampling
 
 
 class Text(NamedTuple):
@@ -145,74 +141,6 @@ class Batch(NamedTuple):
     image_embed: Float[Tensor, "b d"] | None = None
     text: Text | None = None
     labels: Int[Tensor, " b"] | None = None
-
-
-class Sampling(Config, frozen=True, kw_only=True):
-    """How a part samples: a value, saved with each part as its default."""
-
-    sampler: Sampler = "ddim"
-    # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
-    steps: int | str | tuple[int, ...] = 50
-    guidance: float = 1.0  # 1 = off
-    interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
-    eta: float = 0.0  # ddim only
-    variance: VarianceName = "small"  # ddpm only
-    # None, "static" (clip x0 to the part's range) or the quantile of dynamic thresholding, for instance 0.995.
-    threshold: Literal["static"] | float | None = None
-
-    def __post_init__(self) -> None:
-        words: dict[str, Any] = {"sampler": Sampler, "variance": VarianceName}
-        for name, allowed in words.items():  # values made in Python meet no JSON reader that would check them
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
-        if not _are_steps(self.steps, 1):
-            raise ValueError(f"steps is {self.steps}; it must be a whole number of at least 1, sections or a list of timesteps")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta is {self.eta}; it must be at least 0 (0 = deterministic, 1 = as noisy as ddpm)")
-        if self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta is {self.eta}, but only the sampler 'ddim' has one; the sampler is {self.sampler!r}")
-        quantile = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool) and 0 < self.threshold <= 1
-        if self.threshold not in (None, "static") and not quantile:
-            raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile in (0, 1] or None")
-        pair = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
-        if self.interval is not None and not (pair and 0 <= self.interval[0] < self.interval[1]):
-            raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
-
-
-    def describe(self) -> str:
-        """In a few words."""
-        return f"{self.sampler}, steps {self.steps}, guidance {self.guidance:g}"
-
-
-class Inversion(Config, frozen=True, kw_only=True):
-    """How a decoder turns a picture into noise by DDIM (ADM App. F): a value, saved with the decoder as its default.
-
-    The picture is read as x_t at `lowest`.  Below it a network's error, divided by a tiny sigma, would be taken for noise:
-    x_T would come out larger than noise is, and only the exact path back would still work.
-    """
-
-    steps: int | str | tuple[int, ...] = 100
-    refine: int = 2  # fixed-point iterations of each step, each as costly as the step itself
-    lowest: int = 20
-
-    def __post_init__(self) -> None:
-        if not _are_steps(self.steps, 2):
-            raise ValueError(f"steps is {self.steps}; an inversion takes a whole number of at least 2, sections or a list")
-        if not isinstance(self.refine, int) or self.refine < 0:
-            raise ValueError(f"refine is {self.refine}; it must be at least 0, a whole number (0 = plain inversion)")
-        if not isinstance(self.lowest, int) or self.lowest < 1:
-            raise ValueError(f"lowest is {self.lowest}; it is the timestep that the picture is read at, at least 1")
-
-    def timesteps(self, listed: Sequence[int]) -> tuple[int, ...]:
-        """Of the schedule's listed timesteps those above `lowest`, then `lowest` itself, descending."""
-        return (*(t for t in listed if t > self.lowest), self.lowest)
-
-
-def _are_steps(steps: object, least: int) -> bool:
-    """Of the kinds that there are; what they say is the schedule's business."""
-    return isinstance(steps, (str, tuple, list)) or (isinstance(steps, int) and not isinstance(steps, bool) and steps >= least)
 
 
 @runtime_checkable
@@ -351,7 +279,7 @@ def keep_contract(part: object, contract: type) -> None:
             raise ValueError(f"{told}: it has {is_} where it must have {must}: {error}") from None
 
 
-def whole_number(name: str, value: Any) -> int:
+def check_int(name: str, value: Any) -> int:
     """A whole number of any library as Python's own; ValueError for anything else."""
     try:
         return int(operator.index(value))
@@ -364,30 +292,3 @@ def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) ->
     unit = nn.functional.normalize(embeds.float(), dim=-1)
     scores = (unit * text_embed.to(unit)[:, None]).sum(-1)  # autocast would round a product of matrices, and draws lie close
     return embeds[torch.arange(len(embeds), device=embeds.device), scores.argmax(1)]
-
-
-def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """Apply `function` to the tensors of equally built tuples, lists, dicts and NamedTuples; None and strings stay."""
-    return cast(Tree, _tree_map(function, tree, *others))
-
-
-def _tree_map(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    if isinstance(first, Tensor):
-        return function(first, *others)
-    if isinstance(first, dict):
-        return {k: _tree_map(function, v, *(o[k] for o in others)) for k, v in first.items()}
-    if isinstance(first, (list, tuple)):
-        rows = [_tree_map(function, *row) for row in zip(first, *others)]
-        return type(first)(*rows) if hasattr(first, "_fields") else type(first)(rows)
-    return first
-
-
-def move(tree: Tree, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tree:
-    """The same tree on another device; floating tensors also in another type."""
-    # Only towards an accelerator: a copy to the CPU that is not waited for can be read before it has arrived.
-    ahead = device is not None and torch.device(device).type != "cpu"
-
-    def one(x: Tensor) -> Tensor:
-        return x.to(device, dtype if dtype and x.is_floating_point() else None, non_blocking=ahead)
-
-    return tree_map(one, tree)

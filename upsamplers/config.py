@@ -14,7 +14,7 @@ from unclip.diffusion.denoiser import Norm, Predicts, Weighting
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 from .corruption import CorruptionConfig, crop_pairs, degrade, mod_crop
 

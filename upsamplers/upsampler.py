@@ -14,7 +14,8 @@ from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import spaced
 from unclip.randomness import Noise
-from unclip.types import Cond, Losses, Sampling, Wrap
+from unclip.sampling import Sampling
+from unclip.types import Cond, Losses, Wrap
 
 from .config import UpsamplerConfig
 from .network import Encoded, UpsamplerNetwork

@@ -39,7 +39,7 @@ from unclip.editing.latent import Latent
 from unclip.files import write_files
 from unclip.images import animation, eight_bit, png_bytes, sheet, to_pil
 from unclip.pipelines.unclip import UnCLIP
-from unclip.types import Inversion
+from unclip.sampling import Inversion
 
 FOLDER = Path(__file__).parents[1] / "results"
 CELL = 128  # pixels of a picture in a sheet, at most

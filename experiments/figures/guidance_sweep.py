@@ -25,7 +25,7 @@ from experiments.figures.priors.contestants import CAPTION, Contestant, of_prior
 from experiments.figures.priors.curves import embeddings_quality
 from unclip.checkpoint import PRIORS, open_pipeline
 from unclip.metrics import interval
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 UNCLIP, DIVERSITY = "unCLIP", "diversity, RMS between draws"
 TITLES = {"prior": "diffusion prior", "ar_prior": "AR prior"}

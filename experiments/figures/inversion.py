@@ -29,7 +29,7 @@ from experiments.figures.common import Chosen, Drawn, Numbers, Run
 from unclip.editing.latent import Latent
 from unclip.files import write_files
 from unclip.randomness import Noise
-from unclip.types import Inversion, Sampling
+from unclip.sampling import Inversion, Sampling
 
 FORMAT = "unclip-inversion-chunk-1"
 CHUNKS = "inversion_chunks"

@@ -38,9 +38,9 @@ from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig
 from unclip.training.task import Task
-from unclip.types import Sampling
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 EMBED, WIDTH, CONTEXT = 128, 128, 24  # of the emoji CLIP: embedding, text width, text context

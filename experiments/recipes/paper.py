@@ -39,9 +39,10 @@ from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig
 from unclip.training.task import Task
-from unclip.types import Batch, Sampling
+from unclip.types import Batch
 from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
 
 CLIP_SIZE, EMBED = 256, 1024

@@ -10,7 +10,7 @@ from .common import load
 if TYPE_CHECKING:
     from unclip.editing.latent import Latent
     from unclip.pipelines.unclip import UnCLIP
-    from unclip.types import Inversion
+    from unclip.sampling import Inversion
 
 G = TypeVar("G", str, Path)
 LATENT = ".safetensors"
@@ -39,7 +39,7 @@ def open_job(
     """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
     from unclip.files import check_output
     from unclip.images import ANIMATIONS
-    from unclip.types import Sampling
+    from unclip.sampling import Sampling
 
     check_output(output, (".png", *ANIMATIONS))
     if guidance is not None:

@@ -54,7 +54,8 @@ def upsamplers(pipe: UnCLIP | Cascade) -> list[str]:
 
 def diffuses(part: Any) -> bool:
     """Stages do whose default is a `Sampling`; an autoregressive prior draws one symbol after the other."""
-    from unclip.types import Adjustable, Sampling
+    from unclip.sampling import Sampling
+    from unclip.types import Adjustable
 
     return isinstance(part, Adjustable) and isinstance(part.sampling, Sampling)
 
@@ -70,7 +71,8 @@ def _with_variance(decoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
 
 def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Any:
     """The part's own way of sampling with changes; what it cannot do is refused now, not after the stages before it."""
-    from unclip.types import Adjustable, Sampling
+    from unclip.sampling import Sampling
+    from unclip.types import Adjustable
 
     if not isinstance(part, Adjustable):
         if changes:

@@ -20,7 +20,8 @@ from unclip.clip.encoder import CLIP
 from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
-from unclip.types import Sampling, Text
+from unclip.sampling import Sampling
+from unclip.types import Text
 from upsamplers import CorruptionConfig, UpsamplerConfig
 
 from .recipe import Loaders, Recipe

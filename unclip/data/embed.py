@@ -16,7 +16,8 @@ from unclip.checkpoint import fingerprint
 from unclip.clip.identity import identity
 from unclip.clip.preprocess import fit_square
 from unclip.files import write_files
-from unclip.types import ImageTextEncoder, Text, move
+from unclip.trees import move
+from unclip.types import ImageTextEncoder, Text
 
 from .embedding_shards import INDEX, EmbeddingIndex, Receipt, shard_path, write_shard
 from .reader import Reader, Sample

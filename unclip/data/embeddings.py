@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip.randomness import Noise
-from unclip.types import Batch, ImageTextEncoder, Text, move
+from unclip.trees import move
+from unclip.types import Batch, ImageTextEncoder, Text
 
 from .order import Data
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unclip.types import Callback, Denoise, Guide, Prediction, Step, Wrap, tree_map
+from unclip.trees import tree_map
+from unclip.types import Callback, Denoise, Guide, Prediction, Step, Wrap
 
 from .schedule import NoiseSchedule
 

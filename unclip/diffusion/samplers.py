@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unclip.randomness import Noise
-from unclip.types import Denoise, Prediction, Sampling
+from unclip.sampling import Sampling
+from unclip.types import Denoise, Prediction
 
 from .schedule import NoiseSchedule, spaced
 from .variance import Variance, named

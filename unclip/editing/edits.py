@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unclip.randomness import Noise
-from unclip.types import Callback, Inversion, Sampling, whole_number
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Callback, check_int
 
 from .latent import Latent
 from .pca import PCA
@@ -56,7 +57,7 @@ def reconstruct(
 ) -> Edit:
     """The picture that a latent stands for."""
     _check(pipe, size, None, inversion)
-    seed = whole_number("seed", seed)
+    seed = check_int("seed", seed)
     latent, given = opened(pipe, source, inversion, callback)
     labels = ["reconstruction"] * len(latent)
     return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, callback)
@@ -83,12 +84,12 @@ def vary(
     be inverted.  `guidance`: of the decoder, else the latent's own.  Picture k is number first + k of the seed.
     """
     _check(pipe, size, guidance, inversion)
-    seed = whole_number("seed", seed)
+    seed = check_int("seed", seed)
     if n < 1 or first < 0:
         raise ValueError(f"n is {n} and first {first}: at least one variation, and numbers start at 0")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
-    fresh = one_of("x_t", x_t, Start) == "fresh"
+    fresh = check_choice("x_t", x_t, Start) == "fresh"
     latent, given = opened(pipe, source, inversion, callback, embed_only=fresh)
     latent = latent.repeat(n)
     noise = Noise.of(seed, range(first, first + len(latent))).at("vary")
@@ -123,8 +124,8 @@ def interpolate(
     condition the pictures on the way, z_i alone does.
     """
     _check(pipe, size, guidance, inversion)
-    seed = whole_number("seed", seed)
-    one_of("x_t", x_t, Way)
+    seed = check_int("seed", seed)
+    check_choice("x_t", x_t, Way)
     if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence):
         sources = [sources]
     if steps < 2:
@@ -167,7 +168,7 @@ def text_diff(
     reconstruction, unless `guidance` is given.
     """
     _check(pipe, size, guidance, inversion)
-    seed = whole_number("seed", seed)
+    seed = check_int("seed", seed)
     if not 0 < theta <= 1:
         raise ValueError(f"theta is {theta}; it is the part of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
     if steps < 2:
@@ -207,7 +208,7 @@ def reconstruct_pca(
     pca: of the embeddings of a data set; None = the one that the pipeline came with.
     """
     _check(pipe, size, guidance)
-    seed = whole_number("seed", seed)
+    seed = check_int("seed", seed)
     pca = pca or pipe.pca
     if pca is None:
         raise ValueError("this pipeline came without principal components: give pca=PCA.fit(image embeddings of a data set)")
@@ -270,7 +271,7 @@ def _to_clean(sampling: Sampling) -> Sampling:
     return sampling.replace(steps=(*(t for t in sampling.steps if t > 0), 0))
 
 
-def one_of(name: str, value: str, words: object) -> str:
+def check_choice(name: str, value: str, words: object) -> str:
     if value not in get_args(words):
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(get_args(words))}")
     return value

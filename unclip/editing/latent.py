@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unclip.config import Config
 from unclip.files import write_files
-from unclip.types import Sampling
+from unclip.sampling import Sampling
 
 if TYPE_CHECKING:
     pass

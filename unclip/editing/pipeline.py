@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unclip.randomness import Noise
-from unclip.types import Callback, Cond, Decoder, ImageTextEncoder, Sampling
+from unclip.sampling import Sampling
+from unclip.types import Callback, Cond, Decoder, ImageTextEncoder
 
 from .latent import Latent
 from .pca import PCA

@@ -14,7 +14,8 @@ from torch import Tensor
 from unclip.clip.preprocess import fit_square
 from unclip.data.pictures import load_picture
 from unclip.diffusion.guidance import reporting
-from unclip.types import Callback, Inversion, Sampling, accepts
+from unclip.sampling import Inversion, Sampling
+from unclip.types import Callback, accepts
 
 from .latent import Latent
 from .pipeline import Drawn, Pipeline

@@ -20,10 +20,9 @@ from torch.nn.functional import (
 )
 
 from unclip.config import Config
+from unclip.nn.cpu.attention import attention
 from unclip.nn.cpu.convolution import Conv3x3
 from unclip.nn.cpu.linear import Linear
-
-from .attention import attention
 
 Resample = Literal["none", "down", "up"]
 Layers = Iterator[Tensor] | None  # context keys and values, one per attention layer, in the order of use

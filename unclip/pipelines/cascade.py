@@ -14,19 +14,9 @@ from torch import Tensor
 
 from unclip import checkpoint
 from unclip.randomness import Noise
-from unclip.types import (
-    Callback,
-    Cond,
-    Decoder,
-    Guide,
-    GuideModel,
-    Sampling,
-    Text,
-    Upsampler,
-    keep_contract,
-    move,
-    whole_number,
-)
+from unclip.sampling import Sampling
+from unclip.trees import move
+from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler, check_int, keep_contract
 
 from . import store
 from .generation import Generation
@@ -251,7 +241,7 @@ class Cascade:
         numbers = []
         for label in labels:
             if not isinstance(label, str):
-                numbers.append(whole_number("label", label))
+                numbers.append(check_int("label", label))
             elif label in names:
                 numbers.append(names.index(label))
             else:

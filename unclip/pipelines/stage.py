@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unclip.diffusion.guidance import gradient_guidance, reporting
-from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, Sampling, Step, Text, Wrap, accepts, whole_number
+from unclip.sampling import Sampling
+from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, Step, Text, Wrap, accepts, check_int
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -112,7 +113,7 @@ def numbers_of(count: int, n: Any, seed: Any, first: Any) -> tuple[int, int, int
     """n, seed and first as whole numbers; ValueError where there is nothing to draw."""
     if isinstance(n, bool):
         raise ValueError(f"n is {n!r}; it must be a whole number, how many pictures for each caption")
-    n, seed, first = whole_number("n", n), whole_number("seed", seed), whole_number("first", first)
+    n, seed, first = check_int("n", n), check_int("seed", seed), check_int("first", first)
     if not count or n < 1 or first < 0:
         raise ValueError(f"{count} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
     return n, seed, first

@@ -19,6 +19,8 @@ from unclip.editing import edits
 from unclip.editing.latent import Latent
 from unclip.editing.pca import PCA
 from unclip.randomness import Noise
+from unclip.sampling import Sampling
+from unclip.trees import move
 from unclip.types import (
     Adjustable,
     Callback,
@@ -28,12 +30,10 @@ from unclip.types import (
     GuideModel,
     ImageTextEncoder,
     Prior,
-    Sampling,
     Text,
     Upsampler,
     best_of,
     keep_contract,
-    move,
 )
 
 from . import store

@@ -14,7 +14,8 @@ from unclip.config import Config
 from unclip.data.order import Data
 from unclip.nn.text import TextReader
 from unclip.randomness import Noise
-from unclip.types import Text, move
+from unclip.trees import move
+from unclip.types import Text
 
 SAMPLES = 16_384  # evenly spread, whose embeddings give the statistics
 MEASURED = 256  # for the analytic variance

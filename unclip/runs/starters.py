@@ -16,8 +16,8 @@ from unclip.data.open import DataConfig
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
+from unclip.sampling import Sampling
 from unclip.training import TrainConfig
-from unclip.types import Sampling
 from upsamplers import CorruptionConfig, UpsamplerConfig
 
 from .training import Stage, Training, open_clip

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unclip.data.order import Data, indices, slice_for
 from unclip.randomness import Noise
-from unclip.types import Batch, move
+from unclip.trees import move
+from unclip.types import Batch
 
 from . import state as states
 from .backward import Backward

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unclip.data.order import Data
 from unclip.randomness import Noise
-from unclip.types import Batch, move
+from unclip.trees import move
+from unclip.types import Batch
 
 from .config import TrainConfig
 from .log import digits

@@ -15,7 +15,8 @@ from torch import nn
 from unclip.data.order import Data
 from unclip.images import save_grid
 from unclip.randomness import Noise
-from unclip.types import Batch, move
+from unclip.trees import move
+from unclip.types import Batch
 
 from . import state as states
 from .config import TrainConfig

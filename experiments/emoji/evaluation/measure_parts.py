@@ -17,7 +17,8 @@ from experiments.emoji.evaluation.siblings import groups_of, motif
 from unclip.images import eight_bit
 from unclip.metrics import psnr, recall_at, sharpness
 from unclip.randomness import Noise
-from unclip.types import Cond, Sampling
+from unclip.sampling import Sampling
+from unclip.types import Cond
 from upsamplers.filters import resize
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # timesteps at which predictions are compared, as parts of T

@@ -14,7 +14,9 @@ from experiments.figures.priors.contestants import Contestant
 from experiments.figures.priors.curves import embeddings_quality
 from unclip.metrics import interval, recall_at
 from unclip.randomness import Noise
-from unclip.types import Cond, Sampling, Text, move
+from unclip.sampling import Sampling
+from unclip.trees import move
+from unclip.types import Cond, Text
 
 SPREAD = 8  # draws per caption
 

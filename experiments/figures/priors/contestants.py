@@ -29,7 +29,8 @@ from unclip.data.embeddings import Embeddings
 from unclip.data.reader import Embedded
 from unclip.randomness import Noise
 from unclip.training import TrainConfig, train
-from unclip.types import Text, best_of, move
+from unclip.trees import move
+from unclip.types import Text, best_of
 
 TRAIN = emoji.prior().train.replace(log_every=250)
 DIFFUSION, AR, CONTRASTIVE, LINEAR = "diffusion prior", "AR prior", "contrastive regression", "linear regression"

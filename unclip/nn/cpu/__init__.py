@@ -1,1 +1,1 @@
-"""Faster inference on CPUs: the same numbers by other ways."""
+"""Faster inference on CPUs: the same numbers by other ways, all behind one switch (switch.py)."""

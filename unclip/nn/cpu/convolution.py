@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad
 
-from .linear import onednn_linear, plain
+from .switch import onednn_linear, plain
 from .winograd import winograd
 
 # Pixels of one picture: which way is taken, and so the last bit, does not depend on the batch.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+
+from .switch import onednn_linear, plain
 
 FEW = 7  # rows up to which BLAS does better with W x^T than with x W^T
 
@@ -31,24 +30,3 @@ class Linear(nn.Linear):
         else:
             return super().forward(input)
         return out.reshape(*input.shape[:-1], self.out_features)
-
-
-def plain(x: Tensor) -> bool:
-    """Inference on the CPU outside of autocast, where layers may compute in ways of their own."""
-    kind = x.device.type
-    return kind == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind)
-
-
-@cache
-def onednn_linear(dtype: torch.dtype) -> Any:
-    """oneDNN's linear layer, or None where this build of torch lacks it or the processor does not compute in that type.
-
-    The operator is what torch.compile uses, not public: so it is tried once and believed only when it answers rightly.
-    """
-    try:
-        run = torch.ops.mkldnn._linear_pointwise
-        x, weight, bias = (torch.tensor(y, dtype=dtype) for y in ([[1.0, 2.0]], [[3.0, 4.0]], [5.0]))
-        with torch.no_grad():
-            return run if float(run(x, weight, bias, "none", [], "")) == 16 else None
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return None
