@@ -12,9 +12,7 @@ from .common import Errors
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are drawn over each other.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The curves: a .png, .svg, .pdf, or an .html with the text.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The curves: a .png.")] = None,
 ) -> None:
     """Say how a training run went, each number beside its baseline, and draw its curves."""
     with Errors():

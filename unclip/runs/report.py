@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import os
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 from unclip.training.evaluation import cost, judge
 from unclip.training.log import read_log
 
-PICTURES = (".png", ".svg", ".pdf", ".html")
 DASHES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of baselines
 BOOKKEEPING = {"step", "samples", "seconds", "ema", "skipped", "event"}
 
@@ -45,19 +43,19 @@ class Panel(NamedTuple):
 
 
 def report(runs: Sequence[str | Path], output: str | Path | None = None) -> str:
-    """A page of text about the runs in these folders; with `output` (.png, .svg, .pdf or .html) also their curves.
+    """A page of text about the runs in these folders; with `output`, a .png file, also their curves.
 
-    ValueError: a folder without a log, or an output of another kind.
+    ValueError: a folder without a log, or an output with another ending.
     """
     output = None if output is None else Path(output)
-    if output is not None and output.suffix.lower() not in PICTURES:
-        raise ValueError(f"{output} cannot be drawn: write a file that ends in {', '.join(PICTURES)}")
+    if output is not None and output.suffix.lower() != ".png":
+        raise ValueError(f"curves are written as PNG, and {output} does not end in .png: name it {output.with_suffix('.png')}")
     if not runs:
         raise ValueError("no run was given: name one or more run folders")
     curves = [read(run, name) for run, name in zip(runs, _names([Path(run) for run in runs]))]
     text = "\n\n".join(describe(one) for one in curves)
     if output is not None:
-        _write(output, draw(curves, output.suffix.lower()) if output.suffix.lower() != ".html" else page(curves, text))
+        _write(output, draw(curves))
     return text
 
 
@@ -137,8 +135,8 @@ def panels(runs: Sequence[Curves]) -> list[Panel]:
     return [p for p in first + rest if any(n in train for n in p.train) or any(n in examined for n in p.examined)]
 
 
-def draw(runs: Sequence[Curves], kind: str = ".png") -> bytes:
-    """All diagrams on one picture.  ValueError: matplotlib is not installed."""
+def draw(runs: Sequence[Curves]) -> bytes:
+    """All diagrams on one picture, a PNG.  ValueError: matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -152,19 +150,9 @@ def draw(runs: Sequence[Curves], kind: str = ".png") -> bytes:
         _diagram(figure.add_subplot(rows, columns, k + 1), panel, runs)
     figure.suptitle(", ".join(run.name for run in runs))
     target = io.BytesIO()
-    # Without a date the same logs give the same bytes.
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind[1:]]
-    figure.savefig(target, format=kind[1:], dpi=100, metadata=metadata)
+    # Without matplotlib's name and version the same logs give the same bytes.
+    figure.savefig(target, format="png", dpi=100, metadata={"Software": None})
     return target.getvalue()
-
-
-def page(runs: Sequence[Curves], text: str) -> bytes:
-    """One HTML file that holds picture and text."""
-    picture = draw(runs, ".svg").decode()
-    title = html.escape(", ".join(run.name for run in runs))
-    style = "body{font-family:sans-serif;margin:1em}svg{max-width:100%;height:auto}"
-    body = f"<h1>{title}</h1>\n{picture[picture.index('<svg') :]}\n<pre>{html.escape(text)}</pre>"
-    return f"<!doctype html>\n<meta charset='utf-8'>\n<title>{title}</title>\n<style>{style}</style>\n{body}\n".encode()
 
 
 def _diagram(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
