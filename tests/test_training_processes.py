@@ -21,6 +21,8 @@ from unclip.training.state import newest
 
 CLOCK = {"seconds", "samples_per_second"}
 SCRIPT = Path(processes.__file__)
+# Seconds for a launch; it takes minutes where other work has the cores.  A process that waits for a dead one waits for 1,800.
+PATIENCE = 600
 
 
 def launch(*arguments: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
@@ -33,9 +35,9 @@ def launch(*arguments: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, *arguments], env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def wait(process: subprocess.Popen[str], seconds: float) -> str:
+def wait(process: subprocess.Popen[str]) -> str:
     try:
-        return process.communicate(timeout=seconds)[0]
+        return process.communicate(timeout=PATIENCE)[0]
     finally:
         process.send_signal(signal.SIGTERM)  # the launcher ends its workers
         if process.poll() is None:
@@ -51,7 +53,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "seen.txt").write_text(" ".join(seen))
     train(prior(), Captioned(), CONFIG.replace(steps=3), folder / "handed-sharded")
     process = launch(str(folder), "main")
-    printed = wait(process, 240)
+    printed = wait(process)
     assert process.returncode == 0, printed[-3000:]
     return folder
 
@@ -159,7 +161,7 @@ def test_processes_train_an_upsampler_whose_last_step_is_its_own(tmp_path: Path)
     program.write_text(OWN_LAST_STEP)
     tests = SCRIPT.parent
     process = launch(str(tests.parent), str(tests), str(tmp_path), script=program)
-    printed = wait(process, 150)
+    printed = wait(process)
     assert process.returncode == 0, printed[-3000:]
     plain, shared = load_ema(tmp_path / "False"), load_ema(tmp_path / "True")
     for name, tensor in plain.items():
@@ -174,7 +176,7 @@ def test_sigterm_to_the_launcher_saves_on_all_processes(tmp_path: Path) -> None:
         if len(read_log(run)) > 3:
             break
     process.send_signal(signal.SIGTERM)
-    printed = wait(process, 100)
+    printed = wait(process)
     assert "stopped by signal 15" in printed and process.returncode != 0
     state = newest(run)
     assert state is not None and state.step == read_log(run)[-1]["step"]
@@ -187,9 +189,9 @@ def test_sigterm_to_the_launcher_saves_on_all_processes(tmp_path: Path) -> None:
 def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(tmp_path: Path) -> None:
     begun = time.monotonic()
     process = launch(str(tmp_path), "lose")
-    printed = wait(process, 120)
+    printed = wait(process)
     assert process.returncode not in (0, None), printed[-2000:]
-    assert time.monotonic() - begun < 100, "nobody waits for the dead"
+    assert time.monotonic() - begun < PATIENCE, "nobody waits for the dead"
     rows = read_log(tmp_path / "lost")
     state = newest(tmp_path / "lost")
     assert state is not None and 4 <= state.step <= rows[-1]["step"] < 200
