@@ -131,9 +131,9 @@ def test_captions_stay_where_there_are_some(tmp_path: Path) -> None:
         assert data.fields == {"captions", "labels"} and batch.captions == ["a cat", "", "", "hoot", "hoot"]
         assert batch.labels.tolist() == [0, 0, 1, 2, 2]  # type: ignore[union-attr]
         assert {c for i in range(20) for c in data.batch([0], Noise.of(0, [i])).captions or []} == {"a cat", "meow"}
-    # Without labels, pictures without captions are left out as ever.
-    with pytest.warns(UserWarning, match="2 pictures have no caption"):
-        assert len(open_data(folder, None)) == 3
+    # Without labels a .json must have a caption, as in a shard.
+    with pytest.warns(UserWarning, match="json cannot be read: expected .*caption"):
+        assert open_data(folder, None).batch([1]).keys == ["owls/a"]
 
 
 def test_pictures_without_a_label_are_left_out_and_named(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def test_a_table_may_name_pictures_by_url(tmp_path: Path) -> None:
         ("captions.parquet", "no parquet", r"cannot be read as Parquet"),
         ("captions.csv", "file_name,text\np000.png,one\np001.png,caf\udce9\n", r"captions.csv, line 3 is no UTF-8 text"),
         ("captions.jsonl", '{"key": "p000", "text": "one"}\n{"key": "p001", "text": "\udce9"}', r"line 2 is no UTF-8 text"),
-        ("captions.csv", 'file_name,text\np000.png,one\np001.png,"' + "x" * 200_000, r"line 3: field larger .* quote left open"),
+        ("captions.csv", 'file_name,text\np000.png,one\np001.png,"' + "x" * 2**24, r"line 3: field larger .* quote left open"),
+        ("captions.csv", 'file_name,text\np000.png,one\np001.png,"two\n', r"line 3: the table ends inside quotes; is a quote"),
     ],
 )
 def test_bad_tables_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -24,8 +25,10 @@ import torch
 
 from unclip.data import files, shards
 from unclip.data.files import expand
+from unclip.data.naming import base, split_suffix
+from unclip.data.open import open_data
 from unclip.data.reader import Reader
-from unclip.data.shard_index import member_name, split
+from unclip.data.shard_index import key_of, member_name
 from unclip.data.shards import Shards
 from unclip.randomness import Noise
 
@@ -68,11 +71,12 @@ def test_globs_braces_and_lists_name_shards(tmp_path: Path) -> None:
 
 
 def test_the_convention_of_names() -> None:
-    assert split("a/b.c/0001.seg.png") == ("a/b.c/0001", "seg.png")
-    assert split("./x.jpg") == ("x", "jpg")
-    assert split("a/.hidden") == split("a/README") == ("", "")
+    assert base("a/b.c/0001.seg") == "a/b.c/0001" and base("x") == "x"
+    assert split_suffix("a/b.c/0001.seg.PNG") == ("a/b.c/0001.seg", "png") and split_suffix("x.jpg") == ("x", "jpg")
+    assert split_suffix("a/.hidden")[1] == split_suffix("a.b/README")[1] == ""
     for key in ("deep/c.v1", "100%", "a%2Eb", "a%252E.", ".dot", "http://x.y/z.w"):
-        assert split(f"{member_name(key)}.png") == (key, "png")
+        stem, suffix = split_suffix(f"{member_name(key)}.png")
+        assert key_of(stem) == key and base(stem) == stem and suffix == "png"
 
 
 def test_captions_and_pictures_are_found_among_other_members(tmp_path: Path) -> None:
@@ -383,3 +387,167 @@ def test_members_of_every_kind_of_header_are_read(tmp_path: Path) -> None:
         (key,) = Shards(str(root / "x.tar")).keys
         assert key == f"{'d' * 90}/ä/{'k' * 90}"
         shutil.rmtree(root)
+
+
+# What lies behind the first end mark, and members that come again
+
+
+def whole(*numbers: int) -> bytes:
+    """A tar of some samples, with its end mark."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for i in numbers:
+            for name, data in tiny_data.members(range(i, i + 1)).items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def keys(path: Path) -> list[str]:
+    source = Shards(str(path))
+    batch = Reader(source, 4).batch(range(len(source.keys)))
+    assert batch.keys == source.keys and batch.captions == [tiny_data.caption(int(key[1:4])) for key in source.keys]
+    return source.keys
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        whole(0) + whole(1, 2),
+        gzip.compress(whole(0) + whole(1, 2)),
+        gzip.compress(whole(0)) + gzip.compress(whole(1)) + gzip.compress(whole(2)),
+        bz2.compress(whole(0)) + bz2.compress(whole(1, 2)),
+        lzma.compress(whole(0)) + lzma.compress(whole(1, 2)),
+        whole(0)[:2048] + whole(1, 2),  # without an end mark in between
+        gzip.compress(whole(0, 1)) + bytes(700) + gzip.compress(whole(2)) + bytes(5),
+        whole(0, 1) + bytes(2**21 + 512) + whole(2),
+    ],
+)
+def test_tars_behind_one_another_are_one_shard(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.tar"  # whatever the suffix says
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert keys(path) == ["p000", "p001", "p002"]
+    assert not any("whole samples are used" in str(w.message) for w in seen)
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "told"),
+    [
+        (whole(0) + b"rubbish" * 300, 1, "has 2100 bytes behind its end, at byte 10240, that are no tar"),
+        (whole(0) + whole(1) + b"\0" * 600 + b"rubbish", 2, "that are no tar"),
+        (whole(0) + whole(1, 2)[:2500], 1, "is truncated after 12740 bytes, in the middle of p002.png|truncated at byte"),
+        (gzip.compress(whole(0)) + b"rubbish", 1, "holds what cannot be unpacked: .*header"),
+        (bz2.compress(whole(0)) + b"rubbish", 1, "holds what cannot be unpacked: Invalid data"),
+        (lzma.compress(whole(0)) + b"rubbish", 1, "holds what cannot be unpacked: Input format"),
+        (gzip.compress(whole(0)) + gzip.compress(whole(1))[:-20], 1, "ends in the middle of its compressed data"),
+        (gzip.compress(whole(0))[:-3], 1, "ends in the middle of its compressed data"),
+    ],
+)
+def test_rubbish_behind_the_end_is_told(tmp_path: Path, data: bytes, found: int, told: str) -> None:
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(data)
+    with pytest.warns(UserWarning) as seen:
+        assert len(Shards(str(path)).keys) >= found
+    (message,) = [str(w.message) for w in seen if "whole samples are used" in str(w.message)]
+    assert re.search(told, message)
+    with pytest.warns(UserWarning, match=told):  # from the index too
+        Shards(str(path))
+
+
+def test_samples_of_equal_keys_are_all_there(tmp_path: Path) -> None:
+    """Two shards that both count from 0, put behind one another; the picture that both have is one."""
+    path = tiny_data.tar(tmp_path / "a.tar", tiny_data.members(range(2)))
+    other = {"p000.png": tiny_data.picture(0), "p000.txt": tiny_data.caption(0).encode()}
+    other |= {"p001.png": tiny_data.picture(7), "p001.txt": b"seven"}
+    path.write_bytes(path.read_bytes() + tiny_data.tar(tmp_path / "b.tar", other).read_bytes())
+    source = Shards(str(path))
+    assert source.keys == ["p000", "p001", "p001-2"]
+    assert [source.captions(row) for row in range(3)] == [[tiny_data.caption(0)], [tiny_data.caption(1)], ["seven"]]
+    assert source.picture(2) == tiny_data.picture(7) and not any(source.left_out.values())
+
+
+def members_in_order(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_members_given_twice_are_never_paired_wrongly(tmp_path: Path) -> None:
+    a, b, c = (tiny_data.picture(i) for i in range(3))
+    follows = [("x.png", a), ("x.txt", b"a"), ("y.png", c), ("y.txt", b"c"), ("x.png", b), ("x.txt", b"b")]
+    source = Shards(str(members_in_order(tmp_path / "follows.tar", follows)))
+    found = {key: (source.picture(row), source.captions(row)) for row, key in enumerate(source.keys)}
+    assert found == {"x": (a, ["a"]), "x-2": (b, ["b"]), "y": (c, ["c"])}
+    # Which text belongs to which picture cannot be known.
+    for doubtful in (
+        [("x.png", a), ("y.png", c), ("x.png", b), ("x.txt", b"a"), ("y.txt", b"c"), ("x.txt", b"b")],
+        [("x.png", a), ("x.png", b), ("x.txt", b"b"), ("y.png", c), ("y.txt", b"c")],
+        [("x.png", a), ("x.txt", b"a"), ("y.png", c), ("y.txt", b"c"), ("x.txt", b"b")],
+    ):
+        with pytest.warns(UserWarning, match="2 members come again with other contents and are left out: x.png, x.txt"):
+            source = Shards(str(members_in_order(tmp_path / "doubtful.tar", doubtful)))
+        assert source.keys == ["y"] and source.picture(0) == c and source.captions(0) == ["c"]
+
+
+def test_links_to_members_are_members(tmp_path: Path) -> None:
+    """What tar makes of a file with two names, and of links."""
+    root = tmp_path / "in"
+    tiny_data.folder(root / "a", 2)
+    os.link(root / "a" / "p000.png", root / "hard.png")
+    os.link(root / "a" / "p000.txt", root / "hard.txt")
+    for name, target in {"soft.png": "a/p001.png", "soft.txt": "soft2.txt", "soft2.txt": "a/p001.txt", "b": "a"}.items():
+        (root / name).symlink_to(target)
+    for name, target in {"out.png": "/elsewhere/x.png", "dogs": "../dogs", "._x.png": "gone"}.items():
+        (root / name).symlink_to(target)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in sorted(root.rglob("*")):
+            tar.add(path, arcname=path.relative_to(root), recursive=False)
+    with pytest.warns(UserWarning, match="2 links lead out of the shard and are left out: dogs, out.png"):
+        source = Shards(str(tmp_path / "x.tar"))
+    assert source.keys == ["a/p000", "a/p001", "hard", "soft"]
+    assert [source.captions(row)[0][-1] for row in range(4)] == ["0", "1", "0", "1"]
+    assert [source.picture(row) for row in range(4)] == [tiny_data.picture(i) for i in (0, 1, 0, 1)]
+
+
+def test_litter_twins_and_kinds_that_are_not_read(tmp_path: Path) -> None:
+    png = tiny_data.picture(1)
+    litter = ("__MACOSX/._x.png", "._x.png", ".ipynb_checkpoints/x.png", "@eaDir/x.png")
+    members = {"x.png": png, "x.jpg": png, "x.txt": b"x", "q.heic": b"heic", **dict.fromkeys(litter, png)}
+    with pytest.warns(UserWarning) as seen:
+        source = Shards(str(tiny_data.tar(tmp_path / "x.tar", members)))
+    assert source.keys == ["x"] and source.where(0).endswith("x.png")
+    assert sorted(str(w.message) for w in seen) == [
+        "1 pictures are of a kind that is not read and are left out: q.heic",
+        "1 pictures have the name of another and are left out: x.jpg",
+    ]
+
+
+def test_dots_in_members_names(tmp_path: Path) -> None:
+    png = tiny_data.picture(1)
+    names = ["s0.input.jpg", "s0.outputs.txt", "2020.01.png", "2020.01.txt", "2020.02.PNG", "2020.02.Txt"]
+    names += ["m.png", "m.mask.png", "m.txt"]
+    source = Shards(str(tiny_data.tar(tmp_path / "x.tar", {n: png if n[-1] in "gG" else n.encode() for n in names})))
+    assert source.keys == ["2020.01", "2020.02", "m", "s0"] and not any(source.left_out.values())
+    assert [source.captions(row) for row in range(4)] == [["2020.01.txt"], ["2020.02.Txt"], ["m.txt"], ["s0.outputs.txt"]]
+    (tmp_path / "y").mkdir()
+    path = tiny_data.tar(tmp_path / "y" / "y.tar", {"a.input.png": png, "a.target.png": png, "words.txt": b"x"})
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"such as 0001.jpg and 0001.txt; found: 2 pictures"):
+        Shards(str(path))
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tiny_data.tar(tmp_path / "s" / name / "00000.tar", tiny_data.members(range(2)))
+    (tmp_path / "s" / "link.tar").symlink_to(tmp_path / "s" / "a" / "00000.tar")
+    expected = ["a/00000/p000", "a/00000/p001", "b/00000/p000", "b/00000/p001"]
+    assert Shards(f"{tmp_path}/s/?/*.tar").keys == expected
+    with pytest.warns(UserWarning, match="a/00000.tar is .*link.tar again and is left out"):
+        assert len(Shards(f"{tmp_path}/s/{{link,a/00000,b/00000}}.tar").keys) == 4
+    (tmp_path / "s" / "link.tar").unlink()
+    assert open_data(tmp_path / "s", 4).keys == expected

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unclip.config import Config
+from unclip.files import visible
 
 from .embedding_shards import EmbeddingShards
 from .open import open_source
 from .pictures import decode_picture
 from .sample import class_names
 from .shards import Shards
-from .source import Source
+from .source import LONGEST_NAME, Source
 
 
 class Spread(Config, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ class CheckReport(Config, frozen=True, kw_only=True):
         lines += [f"  left out        {len(names)} {what}: {_some(names)}" for what, names in self.left_out.items() if names]
         lines += [f"  damaged shard   {shard} {problem}" for shard, problem in self.damaged_shards.items()]
         lines += [f"  broken          {reason}" for reason in self.broken.values()]
-        return lines
+        return [visible(line, LONGEST_NAME) for line in lines]
 
 
 class _Seen(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unclip.files import refuse_pointer, regular_file
 from unclip.randomness import Noise
 from unclip.trees import move
 from unclip.types import Batch, ImageTextEncoder, Text
@@ -122,6 +123,9 @@ class Embeddings:
         from safetensors import SafetensorError, safe_open
 
         try:
+            if os.path.exists(path):
+                with open(regular_file(path), "rb") as start:
+                    refuse_pointer(Path(path), start.read(200))
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

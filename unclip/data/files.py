@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
 import hashlib
 import itertools
-import lzma
 import os
 import re
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from unclip.files import regular_file, visible
+
+from .unpack import LONGEST, Unpacked, kind
+
 T = TypeVar("T")
 TRIES = 3  # of a read from afar
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class Stamp(NamedTuple):
@@ -78,6 +76,17 @@ def stamp(where: str) -> Stamp:
     return Stamp(int(info.get("size") or -1), next((str(info[tag]) for tag in tags if info.get(tag)), ""))
 
 
+def read_file(path: str | Path, most: int) -> bytes:
+    """A whole file that lies here.  ValueError: it is absent, no regular file, or of more than `most` bytes."""
+    try:
+        size = regular_file(path).stat().st_size
+        if size > most:
+            raise ValueError(f"{visible(path)} is too large: it has {size} bytes, {most} are expected at most")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{visible(path)} cannot be read: {error.strerror or error}") from None
+
+
 def read_range(where: str, start: int, size: int) -> bytes:
     """`size` bytes from byte `start` on.  ValueError: the file ends before; OSError: it cannot be reached."""
     if not is_url(where):
@@ -104,7 +113,7 @@ def read_url(where: str) -> bytes:
 def open_file(where: str) -> Any:
     """For reading from begin to end, with seeks ahead."""
     if not is_url(where):
-        return open(where, "rb")
+        return open(regular_file(where), "rb")
     fs, path = _filesystem(where)
     return fs.open(path, "rb")
 
@@ -120,7 +129,9 @@ def has_ranges(where: str) -> bool:
 
 
 def is_compressed(where: str) -> bool:
-    return Path(where.partition("?")[0]).suffix.lower() in COMPRESSED
+    """Whether it is one that can be unpacked, as its first bytes tell."""
+    with open_file(where) as file:
+        return kind(file.read(LONGEST)) is not None
 
 
 def copy_path(where: str, stamped: Stamp) -> Path:
@@ -129,17 +140,15 @@ def copy_path(where: str, stamped: Stamp) -> Path:
     return cache_folder() / "shards" / f"{digest}.tar"
 
 
-def copy_here(where: str, stamped: Stamp) -> Path:
-    """Copy a file into the cache, uncompressed, unless it is there.  Compressed data that end early are kept up to there."""
+def copy_here(where: str, stamped: Stamp) -> tuple[Path, str | None]:
+    """Copy a file into the cache, uncompressed, as far as it can be unpacked; and what is wrong behind that."""
     path = copy_path(where, stamped)
-    if path.is_file():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    unpack = COMPRESSED.get(Path(where.partition("?")[0]).suffix.lower())
     try:
         with open_file(where) as source, open(aside, "wb") as target:
-            for block in _unpacked(unpack(source)) if unpack else _blocks(source):
+            unpacked = Unpacked(source)
+            for block in unpacked:
                 target.write(block)
         os.replace(aside, path)
     except OSError as error:
@@ -147,19 +156,7 @@ def copy_here(where: str, stamped: Stamp) -> Path:
         raise ValueError(f"{where} could not be copied to {path} ({free} MiB are free there): {error}") from None
     finally:
         aside.unlink(missing_ok=True)
-    return path
-
-
-def _blocks(file: Any) -> Iterator[bytes]:
-    while block := file.read(1 << 20):
-        yield block
-
-
-def _unpacked(file: Any) -> Iterator[bytes]:
-    """What can be unpacked.  Where it breaks off, the tar inside lacks its end mark, which is told when it is indexed."""
-    with suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
-        while block := file.read1(1 << 20):  # `read` gives nothing of a piece that ends early
-            yield block
+    return path, unpacked.problem
 
 
 def _braces(pattern: str) -> list[str]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from unclip.config import Config
+from unclip.files import regular_file
 
 from .embedding_shards import INDEX, EmbeddingShards
 from .embeddings import Embeddings
-from .files import COMPRESSED, is_url
+from .files import expand, is_url
 from .folder import TABLES, Folder, find_table
 from .mix import Mix
+from .naming import is_litter
 from .reader import Broken, Embedded, Reader, Store
-from .sample import class_names
+from .sample import FOLDER, class_names
 from .shards import Shards
 from .source import Source
 from .table import SUFFIXES as TABLE_SUFFIXES
+from .walk import Listing, list_folder
 
-TARS = (".tar", *(f".tar{suffix}" for suffix in COMPRESSED), ".tgz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 
 
 class SourceConfig(Config, frozen=True, kw_only=True):
@@ -115,17 +120,20 @@ def open_source(path: str | Path, labels: str | None = None) -> Source | Store:
 
 def _open(path: str | Path, labels: str | None) -> Source | Store:
     text, place = str(path), Path(path)
-    if text.partition("?")[0].lower().endswith(TARS) or (any(c in text for c in "{*[") and not place.exists()):
+    kind = text.partition("?")[0].lower()
+    many = any(c in text for c in "{*[") and not place.exists()
+    if kind.endswith(TABLE_SUFFIXES) and not is_url(text) and (many or place.is_file()):
+        tables = [Path(name) for name in (expand(text) if many else [text])]
+        base = Path(os.path.commonpath([table.absolute().parent for table in tables])) if many else place.parent
+        return Folder(base, tables, labels)
+    if kind.endswith(TARS) or many:
         return Shards(text, labels)
     if text.startswith("pipe:") or is_url(text):
         raise ValueError(f"{text} is no tar shard (it ends in none of {', '.join(TARS)}), and only these are read from afar")
     if place.is_dir():
-        if (place / INDEX).is_file():
-            return EmbeddingShards(place)
-        tars = sorted(str(tar) for tar in place.iterdir() if tar.name.lower().endswith(TARS) and not tar.name.startswith("."))
-        return Shards(tars, labels) if tars and not find_table(place) else Folder(place, labels=labels)
-    if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
-        return Folder(place.parent, place, labels)
+        return EmbeddingShards(place) if (place / INDEX).is_file() else _open_folder(place, labels)
+    if place.exists() and not place.is_file():
+        regular_file(place)
     if place.is_file() and place.suffix.lower() == ".safetensors":
         return Embeddings.load(place)
     wrong = "is no known kind of data" if place.exists() else "is not there"
@@ -133,6 +141,33 @@ def _open(path: str | Path, labels: str | None) -> Source | Store:
         f"{text} {wrong}: expected a folder of pictures with .txt files"
         f" or one of {', '.join(TABLES[:4])}; tar shards (x.tar, 'x-{{000..127}}.tar', 's3://bucket/*.tar'); or embeddings"
     )
+
+
+def _open_folder(place: Path, labels: str | None) -> Source:
+    """The first that there is: a table called captions or metadata, tar shards, captions beside pictures, other tables."""
+    if find_table(place):
+        return Folder(place, labels=labels)
+    if tars := sorted(str(tar) for tar in place.iterdir() if tar.name.lower().endswith(TARS) and not is_litter(tar.name)):
+        return Shards(tars, labels)
+    listing = list_folder(place)
+    samples = listing.grouped.samples.values()
+    if (labels == FOLDER and samples) or any(sample.text for sample in samples):
+        return Folder(place, labels=labels, listing=listing)
+    if tars := [path for name, path in listing.files.items() if name.lower().endswith(TARS)]:
+        return Shards(tars, labels)
+    return Folder(place, _only_table(place, listing), labels, listing)
+
+
+def _only_table(place: Path, listing: Listing) -> list[Path]:
+    """The table below a folder, whatever it is called, or all its parts, whose names differ in a number."""
+    tables: dict[str, list[Path]] = {}
+    for name, path in listing.files.items():
+        if name.lower().endswith(TABLE_SUFFIXES):
+            tables.setdefault(re.sub(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])", "*", name), []).append(Path(path))
+    if len(tables) > 1:
+        told = ", ".join(f"{place}/{name}" for name in sorted(tables)[:6])
+        raise ValueError(f"{place} has no captions beside its pictures and several tables: name one as the source, of {told}")
+    return next(iter(tables.values()), [])
 
 
 def _reader(

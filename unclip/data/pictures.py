@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.files import POINTER, refuse_pointer, regular_file
+
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 2 GiB / 4 / 3
 MAX_DATA_PIXELS = MAX_PIXELS // 2  # of one among many, of which several are decoded at once: 1.6 GiB at most
 MAX_BYTES = 2**30  # of a file: no picture of so few pixels needs more
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
 SLACK = 0.25  # of the range of pixels: a little overshoot is what resizing leaves
 # What these suffixes stand for.  Others stay closed to files of unknown origin: Pillow hands PostScript to Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
 
 def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
@@ -36,9 +42,11 @@ def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 
         return _decode(source, "the picture")
     if not isinstance(source, (str, Path)):
         raise ValueError(f"expected a file, a PIL picture or a tensor (3, h, w), given {type(source).__name__}")
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"there is no picture file {str(path)!r}" + (": it is a folder" if path.is_dir() else ""))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no picture file {str(path)!r}")
+    with open(regular_file(path), "rb") as file:
+        refuse_pointer(path, file.read(200))
     return _open(path, str(path), None, MAX_PIXELS)
 
 
@@ -49,7 +57,17 @@ def decode_picture(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
     """
     if not data:
         raise ValueError(f"{name} cannot be decoded as a picture: it is empty")
-    return _open(BytesIO(data), name, FORMATS, MAX_DATA_PIXELS)
+    if data.startswith(POINTER):
+        raise ValueError(f"{name} is a git-lfs pointer, not the picture itself: fetch that with `git lfs pull`")
+    return _open(BytesIO(data), name, _formats(), MAX_DATA_PIXELS)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF since Pillow 11.3
 
 
 def _open(file: Path | BytesIO, name: str, formats: tuple[str, ...] | None, most: int) -> Tensor:

@@ -1,30 +1,60 @@
-"""What the files and fields of one sample say: captions and labels, read here alone for folders, tables and tars."""
+"""What the files and fields of one sample say, captions and labels: read here alone for folders, tables and tars."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-CAPTIONS = ("caption", "captions", "text", "texts")  # fields of a table or of a .json, in this order
-FOLDER = "folder"  # the way to say that the class is the name of the top-level folder
+from unclip.files import POINTER
+
+from .naming import split_suffix
+
+CAPTIONS = ("caption", "captions", "text", "texts")  # fields of a .json or a table, in this order
+FOLDER = "folder"  # as a place of labels: the class is the name of the top-level folder
+MAX_TEXT = 2**24  # bytes of a file with captions
+EXPECTED = 'expected {"caption": text or list of texts}'
+
+
+def read_captions(name: str, data: bytes, needed: bool = True) -> list[str]:
+    """The captions in a .txt, .caption or .json.
+
+    A text file has one a line; where it is empty, so is the caption.  needed False: a .json may have none.
+    """
+    if split_suffix(name)[1] != "json":
+        return caption_lines(data) or [""]
+    found = record_captions(read_record(data))
+    if needed and not found:
+        raise ValueError(EXPECTED)
+    return found
 
 
 def caption_lines(data: bytes) -> list[str]:
-    """The captions in a .txt: its lines, without blank ones.  ValueError: it is no UTF-8."""
-    return [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    """The captions in a text file: what stands between line feeds (with or without a carriage return), without blank ones.
+
+    ValueError: it is no UTF-8, nor UTF-16 that says so.
+    """
+    return [line.strip() for line in decode(data).split("\n") if line.strip()]
+
+
+def decode(data: bytes) -> str:
+    """Text without its byte order mark."""
+    if data.startswith(POINTER):
+        raise ValueError("it is a git-lfs pointer, not the file itself: fetch that with `git lfs pull`")
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
 def read_record(data: bytes) -> dict[str, Any]:
     """The object in a .json, its names in lower case.  ValueError: it is none."""
     try:
-        record = json.loads(data.decode("utf-8-sig"))
+        record = json.loads(decode(data))
     except RecursionError:
-        raise ValueError("its lists are nested too deeply") from None
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError(f"expected an object with a caption, got a {type(record).__name__}")
+        raise ValueError(f"{EXPECTED}, got a {type(record).__name__}")
     return {name.lower(): value for name, value in record.items()}
 
 
@@ -33,15 +63,22 @@ def first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
-def record_captions(record: Mapping[str, Any]) -> list[str]:
-    """Empty where there is no such field, or null in it.  ValueError: it holds no texts."""
-    found = first(record, CAPTIONS)
-    if found is None:
-        return []
-    captions = found if isinstance(found, list) else [found]
-    if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError('expected {"caption": text or list of texts}')
-    return captions
+def record_captions(record: Mapping[str, Any], names: Sequence[str] = CAPTIONS) -> list[str]:
+    """The texts in the first of the fields `names`; none where it is null, or a list of nulls.  ValueError: it holds no texts."""
+    found = first(record, names)
+    texts = [as_text(value) for value in (found if isinstance(found, list) else [found])]
+    return [text for text in texts if text is not None]
+
+
+def as_text(value: Any) -> str | None:
+    """A text, or a number as one: 42 is "42"; None for null and NaN, which tables have for it.  ValueError: anything else."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what whole numbers with gaps between them become in a table
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{EXPECTED}, got a {type(value).__name__}")
+    return str(value)
 
 
 def record_label(data: bytes, field: str) -> str | None:
@@ -55,10 +92,10 @@ def record_label(data: bytes, field: str) -> str | None:
 
 def label_name(value: Any) -> str | None:
     """The class that a value names: a text or a whole number; None where there is none.  ValueError: anything else."""
-    if value is None or value == "" or value != value:
+    if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # what a column of whole numbers with gaps becomes elsewhere
+        value = int(value)
     if not isinstance(value, (str, int)):
         raise ValueError(f"expected the name of a class or a whole number, got {value!r}")
     return str(value).strip() or None

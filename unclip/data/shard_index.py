@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tarfile
+from collections.abc import Collection, Mapping
+from itertools import chain, count
 from typing import Any, Literal, NamedTuple
 
 from unclip.config import Config
 
 from .files import Stamp
-from .pictures import SUFFIXES
-from .source import clean
-
-BLOCK = 512  # bytes: everything in a tar starts at a multiple
-TEXTS = ("txt", "json")  # where captions are looked for, in this order
+from .naming import Files, group
+from .tar import Member, bundles, read_members
 
 
 class Entry(NamedTuple):
@@ -39,65 +37,56 @@ class Index(Config, frozen=True, kw_only=True):
     tag: str
     copied: bool  # it is read from an uncompressed copy in the cache
     entries: tuple[Entry, ...]
-    pictureless: tuple[str, ...]
+    lost: dict[str, tuple[str, ...]]  # what is wrong -> names of what is left out
     problem: str | None
 
 
-def scan(file: Any, size: int, stamped: Stamp, copied: bool) -> Index:
-    """Go through a tar of `size` bytes.  Nothing in it is an error: what is broken is told in `problem`."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    problem = None
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
-                if not member.isreg() or member.issparse():
-                    continue
-                name = clean(member.name)
-                if member.offset_data + member.size > size:
-                    problem = f"is truncated after {size} bytes, in the middle of {name}"
-                    break
-                key, suffix = split(name)
-                if key:
-                    found.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
-            end = tar.offset
-        if problem is None:
-            file.seek(end)
-            # Tarfile takes a broken header for the end; the real one is a block of zeros.
-            if file.read(BLOCK).strip(b"\0") or end + BLOCK > size:
-                problem = f"is broken or truncated at byte {end} of {size}"
-    except (tarfile.TarError, EOFError) as error:
-        problem = f"is no whole tar: {error}"
-    entries, pictureless = [], []
-    for key, members in found.items():
-        picture = next((suffix for suffix in members if f".{suffix.lower()}" in SUFFIXES), None)
-        text = next((suffix for suffix in TEXTS if suffix in members), None)
-        if picture:
-            others = (members.get(suffix or "", (0, 0)) for suffix in (text, "json", "cls"))
-            caption, record, number = others
-            entries.append(Entry(key, picture, *members[picture], text or "", *caption, *record, *number))
-        elif text:
-            pictureless.append(key)
+def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None = None) -> Index:
+    """Go through tars of `size` bytes.  Nothing in them is an error: what is broken is told in `problem`, or was before."""
+    contents = read_members(file, size)
+    entries: dict[str, Entry] = {}
+    lost = contents.lost
+    for members in bundles(contents, file):
+        grouped = group(members, joins=True)
+        for stem, files in grouped.samples.items():
+            key = _unused(key_of(stem), entries)
+            entries[key] = _entry(key, stem, files, members)
+        lost.setdefault("captions have no picture", []).extend(map(key_of, grouped.texts))
+        lost.setdefault("pictures have the name of another", []).extend(name for some in grouped.twins.values() for name in some)
+        lost.setdefault("pictures are of a kind that is not read", []).extend(grouped.unread)
     return Index(
         size=stamped.size,
         tag=stamped.tag,
         copied=copied,
-        entries=tuple(entries),
-        pictureless=tuple(pictureless),
-        problem=problem,
+        entries=tuple(entries.values()),
+        lost={what: tuple(names) for what, names in lost.items() if names},
+        problem=problem or contents.problem,
     )
 
 
-def split(name: str) -> tuple[str, str]:
-    """A member's key and suffix; no key for files that are hidden or have no suffix."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, dot, suffix = last.partition(".")
-    if not stem or not suffix:
-        return "", ""
-    return f"{folder}{slash}{stem.replace('%2E', '.').replace('%25', '%')}", suffix
+def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> Entry:
+    def place(name: str | None) -> tuple[int, int]:
+        return (members[name].offset, members[name].size) if name is not None else (0, 0)
+
+    def suffix(name: str | None) -> str:
+        return name[len(stem) + 1 :] if name is not None else ""
+
+    picture, text, record, number = map(place, files)
+    return Entry(key, suffix(files.picture), *picture, suffix(files.text), *text, *record, *number)
+
+
+def _unused(key: str, taken: Collection[str]) -> str:
+    """The key, or with a number where there is a sample of that key: x-2."""
+    return next(name for name in chain([key], (f"{key}-{n}" for n in count(2))) if name not in taken)
+
+
+def key_of(stem: str) -> str:
+    """The key of members that are called so, but for their suffixes."""
+    folder, slash, last = stem.rpartition("/")
+    return f"{folder}{slash}{last.replace('%2E', '.').replace('%25', '%')}"
 
 
 def member_name(key: str) -> str:
-    """The name, still without suffix, of which `split` makes that key again."""
+    """The name, still without suffix, of which `key_of` makes that key again."""
     folder, slash, last = key.rpartition("/")
     return f"{folder}{slash}{last.replace('%', '%25').replace('.', '%2E')}"

@@ -26,7 +26,7 @@ def read_labels(file: Any, index: Index, field: str) -> Labels:
     Members are read in the order of their bytes, which over a network is one stream.
     """
     names: list[str | None] = [None] * len(index.entries)
-    captioned = any(entry.text_suffix == "txt" for entry in index.entries)
+    captioned = any(entry.text_suffix and not entry.text_suffix.lower().endswith("json") for entry in index.entries)
     for i in sorted(range(len(names)), key=lambda i: index.entries[i].offset):
         entry = index.entries[i]
         record = b""

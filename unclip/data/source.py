@@ -6,6 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from unclip.files import visible
+
+LONGEST_NAME = 4096  # of a file, as systems have it
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -48,5 +52,9 @@ def clean(name: str) -> str:
 def say_left_out(left_out: dict[str, list[str]]) -> None:
     for what, names in left_out.items():
         if names:
-            shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            warnings.warn(f"{len(names)} {what} and are left out: {shown}", stacklevel=1)
+            warnings.warn(f"{len(names)} {what} and are left out: {some(names)}", stacklevel=1)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many, for people."""
+    return ", ".join(visible(name, 100) for name in names[:most]) + (", …" if len(names) > most else "")
