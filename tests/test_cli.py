@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, QuantizerConfig
 from unclip import __version__, checkpoint, cli
 from unclip.cli import common
-from unclip.images import story, to_pil
+from unclip.images import metadata, to_pil
 from unclip.nn.transformer import TransformerConfig
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
@@ -93,7 +93,7 @@ def test_one_picture(folder: Path) -> None:
     done = run(folder, "a red heart", "-o", "x.png", "--seed", 3, "--first", 4)
     assert done.stdout == "x.png\n" and done.stderr == ""
     expected = {"caption": "a red heart", "seed": "3", "index": "4", "model": "tiny", "version": __version__}
-    assert expected.items() <= story("x.png").items()
+    assert expected.items() <= metadata("x.png").items()
     made = UnCLIP.from_pretrained(folder).generate("a red heart", seed=3, first=4)
     with Image.open("x.png") as picture:
         assert picture.size == (256, 256) and picture.tobytes() == to_pil(made.images[0]).tobytes()
@@ -102,7 +102,7 @@ def test_one_picture(folder: Path) -> None:
 def test_several_pictures(folder: Path) -> None:
     done = run(folder, "a red heart", "", "-o", "out", "--n", 2, "--size", 16, "--seed", -1)
     assert done.stdout.splitlines() == [f"out/0000{k}.png" for k in range(4)]
-    assert [story(f"out/0000{k}.png")["caption"] for k in range(4)] == ["a red heart", "a red heart", "", ""]
+    assert [metadata(f"out/0000{k}.png")["caption"] for k in range(4)] == ["a red heart", "a red heart", "", ""]
     run(folder, "a red heart", "-o", "y.png", "--n", 2, "--size", 16)
     assert sorted(p.name for p in Path().glob("*.png")) == ["y-0.png", "y-1.png"]
     with Image.open("out/00003.png") as picture:
@@ -407,7 +407,7 @@ def test_as_a_program(folder: Path, here: Path) -> None:
     options = {"capture_output": True, "text": True, "env": environment, "cwd": here}
     start = [sys.executable, "-m", "unclip.cli", "generate", "a red heart", "--model", str(folder), "--size", "16", "-o"]
     done = subprocess.run([*start, "x.png"], **options)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "x.png\n", "") and story("x.png")["model"] == "tiny"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x.png\n", "") and metadata("x.png")["model"] == "tiny"
     done = subprocess.run([*start, "x.bmp"], **options)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

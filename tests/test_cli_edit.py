@@ -22,7 +22,7 @@ from test_cli import fails as _fails
 from unclip.cli import common, edit, job
 from unclip.editing.latent import Latent
 from unclip.editing.pca import PCA
-from unclip.images import story, to_pil
+from unclip.images import metadata, to_pil
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.sampling import Inversion
@@ -74,10 +74,10 @@ def test_variations_as_sheet_folder_and_animation(pipe: UnCLIP) -> None:
     made = pipe.vary("x.png", n=3, seed=5, size=16)
     ask = ("vary", "x.png", "--n", 3, "--seed", 5, "--size", 16, "-o")
     assert run(*ask, "sheet.png") == ["sheet.png"] and pixels("sheet.png") == made.sheet().tobytes()
-    assert {"edit": "vary", "seed": "5", "model": "tiny"}.items() <= story("sheet.png").items()
+    assert {"edit": "vary", "seed": "5", "model": "tiny"}.items() <= metadata("sheet.png").items()
     assert run(*ask, "out") == ["out/00000.png", "out/00001.png", "out/00002.png"]
     assert [pixels(f"out/0000{k}.png") for k in range(3)] == [p.tobytes() for p in made.pil()]
-    assert story("out/00001.png")["label"] == "eta 1"
+    assert metadata("out/00001.png")["label"] == "eta 1"
     assert run(*ask, "x.webp") == ["x.webp"] and run(*ask, "x.gif") == ["x.gif"]
     for name in ("x.webp", "x.gif"):
         with Image.open(name) as animation:
@@ -96,7 +96,7 @@ def test_more_variations_lie_beside_the_earlier_ones() -> None:
     ask = ("vary", "x.png", "-o", "out", "--n", 2, "--size", 16)
     run(*ask)
     assert run(*ask, "--first", 2) == ["out/00002.png", "out/00003.png"]
-    assert [story(f"out/0000{k}.png")["index"] for k in range(4)] == ["0", "1", "2", "3"]
+    assert [metadata(f"out/0000{k}.png")["index"] for k in range(4)] == ["0", "1", "2", "3"]
     assert len({pixels(f"out/0000{k}.png") for k in range(4)}) == 4
 
 
@@ -104,7 +104,7 @@ def test_paths_from_picture_to_picture_and_from_caption_to_caption(pipe: UnCLIP)
     run("interpolate", "x.png", "y.png", "x.png", "-o", "path", "--steps", 3, "--size", 16)
     made = pipe.interpolate(["x.png", "y.png", "x.png"], steps=3, size=16)
     assert [pixels(p) for p in sorted(Path("path").iterdir())] == [p.tobytes() for p in made.pil()]
-    assert len(made) == 5 and [story(p)["label"] for p in sorted(Path("path").iterdir())] == list(made.labels)
+    assert len(made) == 5 and [metadata(p)["label"] for p in sorted(Path("path").iterdir())] == list(made.labels)
     run("interpolate", "a red heart", "two dogs", "-o", "captions.png", "--steps", 2, "--size", 16, "--seed", 3)
     expected = pipe.interpolate(["a red heart", "two dogs"], steps=2, size=16, seed=3)
     assert pixels("captions.png") == expected.sheet().tobytes()
@@ -122,7 +122,7 @@ def test_principal_components(pipe: UnCLIP) -> None:
     run("reconstruct", "x.png", "--pca", "1, 3,12", "--guidance", 3, "-o", "out", "--size", 16)
     made = pipe.reconstruct_pca("x.png", [1, 3, 12], guidance=3.0, size=16)
     assert [pixels(p) for p in sorted(Path("out").iterdir())] == [p.tobytes() for p in made.pil()]
-    assert story("out/00001.png")["label"] == "3 components" and len({pixels(f"out/0000{k}.png") for k in range(3)}) == 3
+    assert metadata("out/00001.png")["label"] == "3 components" and len({pixels(f"out/0000{k}.png") for k in range(3)}) == 3
 
 
 def test_a_latent_is_as_good_as_its_picture(pipe: UnCLIP) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from unclip import PCA, Inversion, Latent, Sampling, UnCLIP
 from unclip.checkpoint import Part, load_part
 from unclip.cli import app
-from unclip.images import story, to_pil
+from unclip.images import metadata, to_pil
 from unclip.randomness import Noise
 from upsamplers.filters import resize
 
@@ -99,7 +99,7 @@ def test_generate(pipe: UnCLIP) -> None:
     made = pipe.generate([CAPTION, ""], n=2, seed=3, **SHORT)
     assert made.images.shape == (4, 3, 64, 64) and len({pixels(f"out/0000{k}.png") for k in range(4)}) == 4
     assert [pixels(f"out/0000{k}.png") for k in range(4)] == [picture.tobytes() for picture in made.pil()]
-    assert {"caption": CAPTION, "model": "karlo", "index": "1"}.items() <= story("out/00001.png").items()
+    assert {"caption": CAPTION, "model": "karlo", "index": "1"}.items() <= metadata("out/00001.png").items()
     call("generate", CAPTION, "-o", "alone.png", "--model", "karlo", "--seed", 3, "--first", 1, *FEW)
     alone, again = (torch.tensor(list(pixels(path))) for path in ("alone.png", "out/00001.png"))
     assert (alone - again).abs().max() <= 5
@@ -203,7 +203,7 @@ def test_edits(pipe: UnCLIP, words: str, verb: str, settings: dict[str, Any]) ->
     assert made.images.isfinite().all() and made.images.std() > 0.05
     call(*words.split(), "-o", "sheet.png", "--model", "karlo", "--size", 16, *(ROUGH if inverts else ()))
     expected = made.pil()[0] if len(made) == 1 else made.sheet()
-    assert pixels("sheet.png") == expected.tobytes() and story("sheet.png")["model"] == "karlo"
+    assert pixels("sheet.png") == expected.tobytes() and metadata("sheet.png")["model"] == "karlo"
 
 
 def test_from_caption_to_caption(pipe: UnCLIP) -> None:

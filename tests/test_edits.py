@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from unclip import PCA, Edit, Latent, Sampling
-from unclip.images import sheet, story, to_pil
+from unclip.images import metadata, sheet, to_pil
 from unclip.randomness import Noise
 
 IMAGES = Noise.of(0, range(6)).normal((3, 32, 32)).clamp(-1, 1)
 LATENT = Latent(torch.zeros(6, 2), IMAGES, Sampling(steps=(9, 0)), ("",) * 6)
 LABELS = tuple(f"theta {k}" for k in range(6))
-EDIT = Edit("text diff", IMAGES, LATENT, {32: IMAGES}, LABELS, 3, sources=IMAGES[:2], story={"edit": "text diff", "seed": "0"})
+EDIT = Edit("text diff", IMAGES, LATENT, {32: IMAGES}, LABELS, 3, sources=IMAGES[:2], metadata={"edit": "text diff", "seed": "0"})
 
 
 def test_a_sheet_holds_every_picture_and_what_was_given(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_sheet_holds_every_picture_and_what_was_given(tmp_path: Path) -> None:
     for column, picture in enumerate([to_pil(IMAGES[0]), *EDIT.pil()[:3]]):
         shown = pixels.crop((4 + column * 100, 4, 100 + column * 100, 100)).resize((32, 32), Image.Resampling.NEAREST)
         assert shown.tobytes() == picture.tobytes()
-    assert story(tmp_path / "x.png")["edit"] == "text diff"
+    assert metadata(tmp_path / "x.png")["edit"] == "text diff"
 
 
 def test_labels_are_written_below_and_long_ones_wrapped() -> None:
@@ -61,15 +61,15 @@ def test_animations(tmp_path: Path, suffix: str) -> None:
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     files = EDIT.save(tmp_path / "out")
     assert [file.name for file in files] == [f"{k:05d}.png" for k in range(6)]
-    assert story(files[4])["label"] == "theta 4" and story(files[4])["seed"] == "0"
+    assert metadata(files[4])["label"] == "theta 4" and metadata(files[4])["seed"] == "0"
 
 
 def test_pictures_are_numbered_from_the_first(tmp_path: Path) -> None:
     files = replace(EDIT, first=10).save(tmp_path / "out")
     assert [file.name for file in files] == [f"{k:05d}.png" for k in range(10, 16)]
-    assert [story(file)["index"] for file in files] == [str(k) for k in range(10, 16)]
+    assert [metadata(file)["index"] for file in files] == [str(k) for k in range(10, 16)]
     one = Edit("vary", IMAGES[:1], LATENT.rows(slice(0, 1)), {32: IMAGES[:1]}, ("eta 1",), 1, first=7)
-    assert story(one.save(tmp_path / "x.png")[0])["index"] == "7"
+    assert metadata(one.save(tmp_path / "x.png")[0])["index"] == "7"
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:

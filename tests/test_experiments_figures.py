@@ -25,7 +25,7 @@ from unclip import PCA, UnCLIP
 from unclip.clip.encoder import CLIP
 from unclip.clip.tokenizer import compact_token_ids
 from unclip.data.embeddings import Embeddings
-from unclip.images import sheet, story, to_pil
+from unclip.images import metadata, sheet, to_pil
 from unclip.randomness import Noise
 from unclip.sampling import Inversion
 from unclip.types import Batch
@@ -114,7 +114,7 @@ def test_a_script_from_end_to_end(
             picture.load()
             assert min(picture.size) >= 20 and len(set(picture.convert("L").get_flattened_data())) > 20
         if path.suffix == ".png":
-            assert story(path)["seed"] == "3" and story(path)["model"] == "tiny"
+            assert metadata(path)["seed"] == "3" and metadata(path)["model"] == "tiny"
     assert {path.name for path in tmp_path.iterdir()} - {inversion.CHUNKS} == {f"{name}{end}" for end in (*files, ".json")}
 
 

@@ -56,8 +56,8 @@ def held(pipe: UnCLIP) -> list[str]:
         there = {key for key, p in part.named_parameters() if not p.is_meta}
         found += [name] if there else []
         if there and pipe.offload is not None:
-            missing = {turn for turn in part.turns if not any(key.startswith(turn) for key in there)}
-            assert len(missing) == max(0, len(part.turns) - 1)
+            missing = {turn for turn in part.offload_groups if not any(key.startswith(turn) for key in there)}
+            assert len(missing) == max(0, len(part.offload_groups) - 1)
             expected = {key for key, _ in part.named_parameters() if not key.startswith(tuple(missing))}
             assert there == expected
     return found

@@ -18,7 +18,7 @@ from unclip import Cancelled, Cascade, Step, UnCLIP
 from unclip.cli import app
 from unclip.conditions import Caption, Conditions, Label
 from unclip.diffusion.schedule import NoiseSchedule
-from unclip.images import story
+from unclip.images import metadata
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
@@ -105,7 +105,7 @@ def test_cascade_is_saved_loaded_and_drawn_by_the_command(which: str, tmp_path: 
     png = tmp_path / "x.png"
     done = CliRunner().invoke(app, ["generate", *words, "-o", str(png), "--model", str(folder), "--seed", "2"])
     assert done.exit_code == 0, done.output
-    assert story(png)["caption"] == ("a cat" if which == "glide" else "cat")
+    assert metadata(png)["caption"] == ("a cat" if which == "glide" else "cat")
     assert "Decoder" in CliRunner().invoke(app, ["info", str(folder)]).output
     done = CliRunner().invoke(app, ["vary", str(png), "-o", str(tmp_path / "y.png"), "--model", str(folder)])
     assert done.exit_code == 2 and "is a Cascade" in done.output
@@ -317,7 +317,7 @@ def test_threads_on_one_pipeline_get_their_own_pictures(offload: bool, pipe: UnC
         thread.join()
     assert [len(images) for images in found.values()] == [4, 4, 4]
     assert all(torch.equal(image, want[k].images) for k, images in found.items() for image in images)
-    assert story(tmp_path / "same.png")["caption"] in tiny.CAPTIONS
+    assert metadata(tmp_path / "same.png")["caption"] in tiny.CAPTIONS
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

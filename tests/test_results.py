@@ -1,4 +1,4 @@
-"""What a pipeline returns: PNGs with their story, latents on disk, and files that are there whole or not at all."""
+"""What a pipeline returns: PNGs with their metadata, latents on disk, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from unclip import __version__
 from unclip.editing.latent import FORMAT, Latent
 from unclip.files import check_output, write_files
-from unclip.images import png, story, to_pil
+from unclip.images import metadata, png, to_pil
 from unclip.pipelines.generation import Generation
 from unclip.sampling import Sampling
 
@@ -55,7 +55,7 @@ def test_pixels() -> None:
 def test_a_png_tells_its_story(tmp_path: Path) -> None:
     assert one(1).save(tmp_path / "new" / "x.png") == [tmp_path / "new" / "x.png"]
     expected = {"caption": "ein Löwe 🦁", "seed": "5", "index": "8", "model": "tiny", "version": __version__}
-    assert expected.items() <= story(tmp_path / "new" / "x.png").items()
+    assert expected.items() <= metadata(tmp_path / "new" / "x.png").items()
     with Image.open(tmp_path / "new" / "x.png") as picture:
         assert picture.tobytes() == to_pil(IMAGES[1]).tobytes() == one(1).pil()[0].tobytes()
 
@@ -66,7 +66,7 @@ def test_several_pictures(tmp_path: Path) -> None:
     (tmp_path / "with.dot").mkdir()
     assert GENERATION.save(tmp_path / "with.dot")[0] == tmp_path / "with.dot" / "00007.png"
     assert one(0).save(tmp_path / "UPPER.PNG") == [tmp_path / "UPPER.PNG"]
-    assert story(tmp_path / "x-1.png")["caption"] == "ein Löwe 🦁"
+    assert metadata(tmp_path / "x-1.png")["caption"] == "ein Löwe 🦁"
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 

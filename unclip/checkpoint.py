@@ -82,7 +82,7 @@ class Part(nn.Module, Generic[C]):
     clip_identity: Mapping[str, Any] | None = None  # of the CLIP it was trained with, when it comes from a pipeline
     offload: Any = None  # the unclip.offload.Offload that reads its weights when it is used; None = they are here
     kept_fingerprint: str | None = None  # of weights that are not here
-    turns: tuple[str, ...] = ()  # names of submodules of which a sampling step runs one
+    offload_groups: tuple[str, ...] = ()  # names of submodules of which a sampling step runs one
 
     @property
     def device(self) -> torch.device:

@@ -52,7 +52,7 @@ def png_bytes(picture: Image, text: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def story(path: str | Path) -> dict[str, str]:
+def metadata(path: str | Path) -> dict[str, str]:
     """The text fields of a PNG that this package wrote."""
     from PIL import Image
 

@@ -5,7 +5,7 @@ part before it and reads its own from their files, by the loader that made it: w
 format, with the same numbers to the last bit, and no second copy of the weights waits anywhere (moving them between two devices
 would keep one).  The weights stay until another part is used, so that all chunks of pictures share one reading.
 
-Of a part's networks that take turns over the steps (`Part.turns`) one is there.
+Of a part's networks that take turns over the steps (`Part.offload_groups`) one is there.
 
 What it costs: each stage is read again in each run, one whose networks take turns once for each; and all are read once at the
 start, one after the other, which finds a broken file before minutes are spent.
@@ -49,10 +49,10 @@ class Offload:
         for name in USES:
             if hasattr(part, name):
                 setattr(part, name, self._using(part, load, getattr(part, name), whole=name == WHOLE))
-        for name in part.turns:
+        for name in part.offload_groups:
             part.get_submodule(name).register_forward_pre_hook(self._turn(part, load, name))
         self.resident = part
-        _let_go(part, part.turns[1:])
+        _let_go(part, part.offload_groups[1:])
         return part
 
     def to(self, device: torch.device | str) -> None:
@@ -80,10 +80,10 @@ class Offload:
                 self._read(part, load, "")
                 self.resident = part
                 if not whole:
-                    _let_go(part, part.turns[1:])
+                    _let_go(part, part.offload_groups[1:])
             made = method(*args, **settings)
             if whole:
-                _let_go(part, part.turns[1:])
+                _let_go(part, part.offload_groups[1:])
             return made
 
         return use
@@ -93,7 +93,7 @@ class Offload:
 
         def turn(module: nn.Module, given: Any) -> None:
             if any(p.is_meta for p in module.parameters()):
-                _let_go(part, part.turns)
+                _let_go(part, part.offload_groups)
                 self._read(part, load, name)
 
         return turn

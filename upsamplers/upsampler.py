@@ -34,7 +34,7 @@ class Upsampler(Part[UpsamplerConfig]):
         self.schedule = config.schedule.build()
         self.network = UpsamplerNetwork(config)
         self.denoiser = Denoiser(self.network, self.schedule, config.predicts, config.variance == "learned")
-        self.turns = ("network.unet", "network.last_unet") if config.last_step == "own" else ()
+        self.offload_groups = ("network.unet", "network.last_unet") if config.last_step == "own" else ()
 
     def loss(self, images: Float[Tensor, "b 3 H W"], cond: Cond | None = None, *, noise: Noise) -> Losses:
         """Degrade whole pictures ([-1, 1]), crop, and denoise the crops; one loss per crop, picture by picture."""

@@ -76,7 +76,7 @@ class Run:
     name: str
     options: argparse.Namespace
     pipe: UnCLIP
-    story: dict[str, str]  # text fields of every picture
+    metadata: dict[str, str]  # text fields of every picture
 
     @property
     def small(self) -> int:
@@ -167,7 +167,7 @@ class Run:
 
     def sheet(self, rows: Sequence[Sequence[Tensor | Image.Image]], labels: Sequence[Sequence[str]], title: str = "") -> bytes:
         """A PNG of pictures above their labels."""
-        return png_bytes(sheet([[shown(picture) for picture in row] for row in rows], labels, title), self.story)
+        return png_bytes(sheet([[shown(picture) for picture in row] for row in rows], labels, title), self.metadata)
 
     def animation(self, frames: Sequence[Sequence[Sequence[Tensor]]]) -> bytes:
         """A GIF there and back; a frame is rows of pictures."""

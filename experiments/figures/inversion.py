@@ -233,7 +233,7 @@ def curve_plot(plan: Plan, values: dict[Inversion, float]) -> bytes:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure).print_png(buffer := BytesIO(), metadata=plan.run.story)
+    FigureCanvasAgg(figure).print_png(buffer := BytesIO(), metadata=plan.run.metadata)
     return buffer.getvalue()
 
 

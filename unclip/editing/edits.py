@@ -252,7 +252,7 @@ def _edit(
         labels=tuple(labels),
         columns=columns,
         sources=given,
-        story={"edit": verb, "seed": str(seed), "model": pipe.name},
+        metadata={"edit": verb, "seed": str(seed), "model": pipe.name},
         first=first,
     )
 

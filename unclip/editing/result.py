@@ -33,7 +33,7 @@ class Edit:
     labels: tuple[str, ...]
     columns: int
     sources: Float[Tensor, "r 3 s s"] | None = None
-    story: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     first: int = 0
 
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ class Edit:
             write_files([(path, animation(self.pil(), path.suffix.lower()))])
             return [path]
         if path.suffix.lower() == ".png":
-            alone = {**self.story, "index": str(self.first)}
-            data = png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.story)
+            alone = {**self.metadata, "index": str(self.first)}
+            data = png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.metadata)
             write_files([(path, data)])
             return [path]
         numbers = range(self.first, self.first + len(self))
         names = [path / f"{i:05d}.png" for i in numbers]
-        stories = [{**self.story, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]
-        write_files((name, png(image, story)) for name, image, story in zip(names, self.images, stories))
+        texts = [{**self.metadata, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]
+        write_files((name, png(image, text)) for name, image, text in zip(names, self.images, texts))
         return names

@@ -47,9 +47,9 @@ class Generation:
             names = [path] if len(self) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(self))]
         else:
             names = [path / f"{index:05d}.png" for _, index in self.seeds]
-        stories = [
+        texts = [
             {"caption": caption, "seed": str(seed), "index": str(index), "model": self.model}
             for caption, (seed, index) in zip(self.captions, self.seeds)
         ]
-        write_files((name, png(image, story)) for name, image, story in zip(names, self.images, stories))
+        write_files((name, png(image, text)) for name, image, text in zip(names, self.images, texts))
         return names
