@@ -1,4 +1,4 @@
-"""`unclip generate` from the start of the process to the end of it: `python benchmarks/generate.py`.
+"""`unclip generate` from the start of the process to the end of it: `python -m benchmarks.generate`.
 
 Wall time and peak memory of the command as a user types it, then where the time goes, from runs that look at the clock at
 the command's joints.  Every run is a process of its own; medians.
@@ -8,64 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from experiments.command import CAPTION, arguments, command, run
 
-CAPTION = "red heart"
 LIMITS: dict[int, tuple[float, float | None]] = {64: (8.0, None), 1024: (20.0, 2.5)}  # seconds, GB
-COMMAND = "from unclip.cli import main; main()"  # what the console script `unclip` runs
-
-
-class Run(NamedTuple):
-    seconds: float
-    gigabytes: float  # peak resident memory
-    output: str
-    started: float  # time.time()
-
-
-def run(arguments: list[str]) -> Run:
-    """One process, start to end.  Its warnings and errors go to the terminal."""
-    started, start = time.time(), time.perf_counter()
-    child = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    output = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)  # the memory of this child alone; subprocess would not tell
-    seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"`{' '.join(arguments)}` ended with status {child.returncode}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9, output, started)
-
-
-def arguments(model: str, size: int, dtype: str, png: Path) -> list[str]:
-    return ["generate", CAPTION, "-o", str(png), "--model", model, "--size", str(size), "--dtype", dtype]
-
-
-def command(model: str, size: int, dtype: str, png: Path) -> Run:
-    """`unclip generate`, and a look at what it left."""
-    from PIL import Image
-
-    png.unlink(missing_ok=True)
-    measured = run(["-c", COMMAND, *arguments(model, size, dtype, png)])
-    with Image.open(png) as picture:
-        if picture.size != (size, size):
-            sys.exit(f"asked for {size} pixels, {png} is {picture.size}")
-    return measured
 
 
 def breakdown(model: str, size: int, dtype: str, png: Path) -> dict[str, float]:
     """Seconds of each step of a traced run, in their order."""
-    measured = run([__file__, "--trace", "--model", model, "--sizes", str(size), "--dtype", dtype, "--output", str(png)])
+    options = ["--model", model, "--sizes", str(size), "--dtype", dtype, "--output", str(png)]
+    measured = run(["-m", "benchmarks.generate", "--trace", *options])
     before = measured.started
     steps: dict[str, float] = {}
     marks = json.loads(png.with_suffix(".json").read_text())
@@ -94,7 +53,7 @@ def trace(options: list[str], png: Path) -> None:
         mark("import torch")
         import open_clip  # noqa: F401
 
-        mark("import open_clip, torchvision")
+        mark("import open_clip")
         import decoder  # noqa: F401
         import prior  # noqa: F401
         import unclip.clip  # noqa: F401

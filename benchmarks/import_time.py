@@ -1,4 +1,4 @@
-"""How long imports take: `python benchmarks/import_time.py`.
+"""How long imports take: `python -m benchmarks.import_time`.
 
 `import unclip` must take at most 0.3 s and must not import torch.  The other lines say what a first use then pays.  Each
 import in a process of its own, timed inside it, so without the start of the interpreter.
@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 LIMIT = 0.3
 STATEMENTS = (
     "import unclip",

@@ -1,4 +1,4 @@
-"""Karlo at its full size, here and in diffusers, a step of each stage and peak memory: `python benchmarks/karlo.py`.
+"""Karlo at its full size, here and in diffusers, a step of each stage and peak memory: `python -m benchmarks.karlo`.
 
 Random weights of the public model's shapes.  Each system runs in a process of its own, in turn (diffusers, ours, diffusers,
 ours), so that what else the machine does meets both; medians of all steps timed, after one that does not count.  A guided step
@@ -18,17 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.generate import run  # noqa: E402
-from benchmarks.machine import header, memory  # noqa: E402
+from benchmarks.machine import header, memory
+from experiments.command import run
 
 SYSTEMS = ("diffusers", "ours")
 STEPS = {"prior": 25, "decoder": 25, "upsampler": 7}  # of a picture
@@ -310,7 +306,7 @@ def _bytes(module: nn.Module) -> int:
 
 def worker(*words: str, small: bool, repeats: int) -> dict[str, Any]:
     options = ["--worker", *words, "--repeats", str(repeats), *(["--small"] if small else [])]
-    found: dict[str, Any] = json.loads(run([__file__, *options]).output.splitlines()[-1])
+    found: dict[str, Any] = json.loads(run(["-m", "benchmarks.karlo", *options]).output.splitlines()[-1])
     return found
 
 

@@ -1,11 +1,8 @@
-"""What the numbers were measured on: `python benchmarks/machine.py`.  The other benchmarks print it first."""
+"""What the numbers were measured on: `python -m benchmarks.machine`.  The other benchmarks print it first."""
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from experiments.machine import describe
 
 
 class Speed(NamedTuple):
@@ -32,16 +31,6 @@ def memory(field: str = "VmHWM") -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def describe() -> str:
-    """CPU, cores, memory and versions in one line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 0.0
-    return (
-        f"{_cpu()}, {cores} cores, {torch.get_num_threads()} threads, {gigabytes:.0f} GB, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {platform.system()}"
-    )
 
 
 def busy(seconds: float = 1.0) -> float | None:
@@ -107,20 +96,6 @@ def header() -> str:
 
 def _rates(by_dtype: dict[str, float]) -> str:
     return ", ".join(f"{rate:.0f} GFLOP/s {dtype}" for dtype, rate in by_dtype.items())
-
-
-def _cpu() -> str:
-    """The model's name; where it says little ("AMD EPYC"), family and model tell which it is."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().split("\n\n", 1)[0].splitlines())
-        fields = {key.strip(): value.strip() for key, _, value in lines}
-        if "model name" in fields:
-            return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
-    if platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return asked.stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,22 @@
-"""Parameters of every stage at the paper's size against the paper: `python benchmarks/paper_sizes.py`.
+"""Parameters of every stage at the paper's size against the paper: `python -m benchmarks.paper_sizes`.
 
 The recipes of experiments/recipes/paper.py on the meta device: nothing is allocated or trained.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from decoder import Decoder  # noqa: E402
-from experiments.recipes import paper  # noqa: E402
-from prior import ARPrior, DiffusionPrior  # noqa: E402
-from unclip.clip.encoder import CLIP  # noqa: E402
-from upsamplers import Upsampler  # noqa: E402
+from decoder import Decoder
+from experiments.recipes import paper
+from prior import ARPrior, DiffusionPrior
+from unclip.clip.encoder import CLIP
+from upsamplers import Upsampler
 
 
 class Row(NamedTuple):

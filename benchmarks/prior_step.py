@@ -1,4 +1,4 @@
-"""One guided step of a full-size prior, cached against uncached: `python benchmarks/prior_step.py`.
+"""One guided step of a full-size prior, cached against uncached: `python -m benchmarks.prior_step`.
 
 Random weights, one caption that fills the context, float32.  Medians.  "BLAS" computes every layer by F.linear, "oneDNN"
 as unclip.nn.cpu.linear does.  GB/s: the transformer's weights, each read once, over the time of a step.
@@ -11,18 +11,15 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.machine import header, median  # noqa: E402
-from prior import PriorNetwork, PriorNetworkConfig  # noqa: E402
-from unclip.nn.cpu.linear import Linear  # noqa: E402
-from unclip.nn.transformer import TransformerConfig  # noqa: E402
-from unclip.trees import tree_map  # noqa: E402
+from benchmarks.machine import header, median
+from prior import PriorNetwork, PriorNetworkConfig
+from unclip.nn.cpu.linear import Linear
+from unclip.nn.transformer import TransformerConfig
+from unclip.trees import tree_map
 from unclip.types import Text
 
 

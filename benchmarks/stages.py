@@ -1,4 +1,4 @@
-"""What a step of each stage costs over batch, resolution and width: `python benchmarks/stages.py`.
+"""What a step of each stage costs over batch, resolution and width: `python -m benchmarks.stages`.
 
 The networks of the emoji recipes with random weights, changed along one axis at a time.  A step is one forward pass of a
 sampler: for the prior the new tokens of a cached one, for a guided decoder a batch of two per picture.  `width`: of the
@@ -9,24 +9,20 @@ Medians.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.machine import header, median  # noqa: E402
-from decoder import Decoder  # noqa: E402
-from experiments.recipes import emoji  # noqa: E402
-from prior import DiffusionPrior  # noqa: E402
-from unclip.types import Cond, Text  # noqa: E402
-from upsamplers import Upsampler  # noqa: E402
+from benchmarks.machine import header, median
+from decoder import Decoder
+from experiments.recipes import emoji
+from prior import DiffusionPrior
+from unclip.types import Cond, Text
+from upsamplers import Upsampler
 
 Step = Callable[[], Tensor]
 

@@ -1,4 +1,4 @@
-"""How few steps are enough on trained parts, and which guidance: `python benchmarks/steps.py`.
+"""How few steps are enough on trained parts, and which guidance: `python -m benchmarks.steps`.
 
 Deterministic samplers by their RMS distance to a 1,000-step DDIM solution from the same noise; stochastic ones and guidance,
 which have no such solution, by what the pictures of the whole chain are worth: nearest neighbour in RGB among all emoji, KID and
@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.machine import header  # noqa: E402
-from experiments.emoji.evaluation import judge as judges  # noqa: E402
-from experiments.emoji.evaluation import measure, measure_upsamplers  # noqa: E402
-from experiments.emoji.evaluation.measure import Numbers, Subject  # noqa: E402
-from unclip.images import eight_bit  # noqa: E402
+from benchmarks.machine import header
+from experiments.emoji.evaluation import judge as judges
+from experiments.emoji.evaluation import measure, measure_upsamplers
+from experiments.emoji.evaluation.measure import Numbers, Subject
+from unclip.images import eight_bit
 from unclip.metrics import Interval, interval, psnr, sharpness
-from unclip.randomness import Noise  # noqa: E402
-from unclip.sampling import Sampling  # noqa: E402
+from unclip.randomness import Noise
+from unclip.sampling import Sampling
 from unclip.types import Cond, best_of
 
 PARTS = ("prior", "decoder", "upsamplers", "stochastic", "guidance")

@@ -1,4 +1,4 @@
-"""Training side by side with dalle2-pytorch, the implementation that people know: `python benchmarks/training.py`.
+"""Training side by side with dalle2-pytorch, the implementation that people know: `python -m benchmarks.training`.
 
 speed     samples per second and peak memory of a training step (data, forward, backward, optimiser, averaged weights), at equal
           width, batch and precision, then each system at its own settings.  A process each, in turn (theirs, ours, theirs, ours).
@@ -10,7 +10,7 @@ ablation  what explains it: our recipe with one thing as theirs has it, in --min
 Each system runs in an environment of its own, with one and the same torch: theirs is made in --theirs when it is not there (a
 venv into which pip installs dalle2-pytorch, 200 MB, and which finds torch and what both need where this one does).  Their
 settings are those that its README writes; of their settings, averaged or last weights, and guidance the best result counts, for
-each number by itself.  See training_settings.py.
+each number by itself.  See dalle2_pytorch/settings.py.
 
 Time is the CPU time of a process divided by its threads: what a core was busy with it, neither pauses nor what else the machine
 does.  It counts training alone: neither imports nor sampling nor measuring.  --jobs learners run side by side, each on --threads
@@ -28,18 +28,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.dalle2_pytorch import tables  # noqa: E402
-from benchmarks.dalle2_pytorch.data import Emoji, synthetic  # noqa: E402
-from benchmarks.dalle2_pytorch.environment import environment, versions  # noqa: E402
-from benchmarks.dalle2_pytorch.jobs import ablation_jobs, learning_jobs, pairs, speed_data, speed_jobs  # noqa: E402
-from benchmarks.dalle2_pytorch.run import Results, lanes, run_jobs  # noqa: E402
-from benchmarks.dalle2_pytorch.settings import LEARNERS, PACKAGE, STAGES, USUAL, VERSION  # noqa: E402
-from benchmarks.dalle2_pytorch.tables import OURS, THEIRS  # noqa: E402
-from benchmarks.machine import header  # noqa: E402
-from unclip.data.files import cache_folder  # noqa: E402
+from benchmarks.dalle2_pytorch import tables
+from benchmarks.dalle2_pytorch.data import Emoji, synthetic
+from benchmarks.dalle2_pytorch.environment import environment, versions
+from benchmarks.dalle2_pytorch.jobs import ablation_jobs, learning_jobs, pairs, speed_data, speed_jobs
+from benchmarks.dalle2_pytorch.run import Results, lanes, run_jobs
+from benchmarks.dalle2_pytorch.settings import LEARNERS, PACKAGE, STAGES, USUAL, VERSION
+from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
+from benchmarks.machine import header
+from unclip.data.files import cache_folder
 
 SECTIONS = ("speed", "learning", "ablation")
 
@@ -47,7 +44,7 @@ SECTIONS = ("speed", "learning", "ablation")
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python benchmarks/training.py", description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__, formatter_class=formatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--theirs", type=Path, default=cache_folder() / f"{PACKAGE}-{VERSION}", help="environment (%(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -220,11 +221,17 @@ json.dump({"threads": os.environ["OMP_NUM_THREADS"], "cores": spec["cores"]}, op
 """
 
 
+def test_each_system_has_its_worker() -> None:
+    assert set(training_run.WORKERS) == {OURS, THEIRS}
+    assert all(importlib.util.find_spec(module) for module in training_run.WORKERS.values())
+
+
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     """Runs jobs with a worker that leaves its title behind."""
     (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(training_run, "WORKERS", {OURS: tmp_path / "worker.py"})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(training_run, "WORKERS", {OURS: "worker"})
 
     def run(*titles: str) -> Results:
         results = Results(tmp_path / "results.json")
@@ -268,7 +275,7 @@ THEIR_PYTHON = cache_folder() / f"{PACKAGE}-{VERSION}" / "bin" / "python"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not THEIR_PYTHON.exists(), reason="dalle2-pytorch's environment is made by benchmarks/training.py")
+@pytest.mark.skipif(not THEIR_PYTHON.exists(), reason="dalle2-pytorch's environment is made by benchmarks.training")
 @pytest.mark.parametrize("section", ["speed", "learn"])
 def test_theirs_does_the_same_jobs(section: str, tmp_path: Path) -> None:
     synthetic(EMOJI, path := tmp_path / "material", n=24)

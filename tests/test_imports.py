@@ -142,6 +142,14 @@ def test_imports_are_relative_inside_a_folder_and_absolute_across() -> None:
     assert wrong == []
 
 
+def test_experiments_know_no_benchmark_and_nothing_touches_the_search_path() -> None:
+    """Scripts are run as `python -m ...` from the repository's root; benchmarks may use experiments, not they them."""
+    assert [str(i) for i in imports("experiments") if top(i.target) == "benchmarks"] == []
+    files = [path for folder in (*PACKAGES, "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [path.relative_to(ROOT).as_posix() for path in files if "sys.path" in path.read_text()] == []
+
+
 def requirements(*extras: str) -> set[str]:
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")

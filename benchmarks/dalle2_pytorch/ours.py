@@ -21,18 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.dalle2_pytorch.common import Clock, Spec, Ticks, begin, finish, speed_of  # noqa: E402
-from benchmarks.machine import memory  # noqa: E402
-from decoder import Decoder, DecoderTask  # noqa: E402
-from experiments.recipes import find  # noqa: E402
-from prior import DiffusionPrior, PriorTask  # noqa: E402
-from unclip.randomness import Noise  # noqa: E402
-from unclip.training import TrainConfig, load_ema, train  # noqa: E402
-from unclip.training.task import Task  # noqa: E402
-from unclip.types import Batch, Cond, Text, best_of  # noqa: E402
+from benchmarks.dalle2_pytorch.common import Clock, Spec, Ticks, begin, finish, speed_of
+from benchmarks.machine import memory
+from decoder import Decoder, DecoderTask
+from experiments.recipes import find
+from prior import DiffusionPrior, PriorTask
+from unclip.randomness import Noise
+from unclip.training import TrainConfig, load_ema, train
+from unclip.training.task import Task
+from unclip.types import Batch, Cond, Text, best_of
 
 FIRST = 6  # steps that tell what a step takes, and so how many there will be
 AIM = 0.99  # part of the time to plan for; at its end the training is stopped

@@ -15,7 +15,7 @@ from benchmarks.dalle2_pytorch.jobs import Job
 from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKERS = {OURS: ROOT / "benchmarks" / "training_ours.py", THEIRS: ROOT / "benchmarks" / "training_theirs.py"}
+WORKERS = {OURS: "benchmarks.dalle2_pytorch.ours", THEIRS: "benchmarks.dalle2_pytorch.theirs"}  # run at ROOT
 
 
 class Results:
@@ -66,7 +66,7 @@ class Worker:
         variables = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.began = time.perf_counter()
         self.log = self.log_path.open("w")
-        command = [str(python), str(WORKERS[job.spec["system"]]), str(given)]
+        command = [str(python), "-m", WORKERS[job.spec["system"]], str(given)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=self.log, stderr=subprocess.STDOUT)
 
     def ended(self) -> bool:

@@ -10,19 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # a bar for each batch that is sampled
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.functional import normalize  # noqa: E402
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from benchmarks.dalle2_pytorch.common import Clock, Spec, Ticks, begin, finish, shuffled, speed_of  # noqa: E402
-from benchmarks.machine import memory  # noqa: E402
+from benchmarks.dalle2_pytorch.common import Clock, Spec, Ticks, begin, finish, shuffled, speed_of
+from benchmarks.machine import memory
 
 
 class Material:

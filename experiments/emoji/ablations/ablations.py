@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.machine import describe
 from experiments.emoji.ablations import table as ablations_table
 from experiments.emoji.ablations.equal_time import train_for
 from experiments.emoji.ablations.table import BASELINE
@@ -29,6 +28,7 @@ from experiments.emoji.data.emoji_data import EmojiData
 from experiments.emoji.evaluation import measure_parts
 from experiments.emoji.evaluation.measure_parts import Cost, Ground, Values
 from experiments.figures.common import FOLDER, commit
+from experiments.machine import describe
 from experiments.recipes import Recipe, find
 from experiments.recipes.emoji import embeddings_path
 from unclip.files import write_files

@@ -227,7 +227,7 @@ def cost(model: str, runs: int = 3) -> Numbers:
     """Wall time and peak memory of `unclip generate`, a process of its own each time."""
     import tempfile
 
-    from benchmarks.generate import command
+    from experiments.command import command
 
     found: Numbers = {}
     sizes = UnCLIP.from_pretrained(model).sizes
