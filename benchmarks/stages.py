@@ -1,37 +1,38 @@
 """What a step of each stage costs over batch, resolution and width: `python -m benchmarks.stages`.
 
-The networks of the emoji recipes with random weights, changed along one axis at a time.  A step is one forward pass of a
+The networks of the shipped model with random weights, changed along one axis at a time.  A step is one forward pass of a
 sampler: for the prior the new tokens of a cached one, for a guided decoder a batch of two per picture.  `width`: of the
 prior's transformer, or the UNet's channels, whose weights are channels_last.  bfloat16 is autocast, as in the pipeline.
 Medians.
+
+`--against CHECKOUT` compares with another checkout of this repository, each in a process of its own, in turn: A B A B.
+The time of this one over the time of the other is taken turn by turn, so that what else the machine does meets both.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import stage_step
 from benchmarks.machine import header, median
-from decoder import Decoder
-from experiments.recipes import emoji
-from prior import DiffusionPrior
-from unclip.types import Cond, Text
-from upsamplers import Upsampler
+from benchmarks.stage_step import Case, Step, build
 
-Step = Callable[[], Tensor]
-
-
-class Case(NamedTuple):
-    stage: str
-    width: int
-    pixels: int | None  # the side of the picture; the prior has none
-    batch: int
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("prior", "decoder", "upsampler_256", "upsampler_1024")
+SLOWER = 1.03  # how much longer than the other checkout's a step may take
+TURN = 0.1  # seconds of a turn, at least
 
 
 def cases(stages: list[str]) -> Iterator[Case]:
@@ -50,43 +51,6 @@ def cases(stages: list[str]) -> Iterator[Case]:
         yield from (base._replace(width=width) for width in widths)
 
 
-def build(case: Case) -> Step:
-    """The network of a case, its conditions encoded."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(case.batch, *shape, generator=generator)
-
-    t = torch.full((case.batch,), 500)
-    text = Text(
-        strings=["a caption"] * case.batch,
-        tokens=torch.ones(case.batch, emoji.CONTEXT, dtype=torch.int64),
-        embed=draw(emoji.EMBED),
-        states=draw(emoji.CONTEXT, emoji.WIDTH),
-        mask=torch.ones(case.batch, emoji.CONTEXT, dtype=torch.bool),
-    )
-    with torch.no_grad():
-        if case.stage == "prior":
-            config = emoji.prior().model
-            transformer = config.network.transformer.replace(width=case.width, heads=case.width // 64)
-            model = DiffusionPrior(config.replace(network=config.network.replace(transformer=transformer))).eval()
-            cache, x = model.network.encode(model.network.prompt(text)), draw(emoji.EMBED)
-            return lambda: model.network(x, t, cache)
-        assert case.pixels is not None
-        x = draw(3, case.pixels, case.pixels)
-        if case.stage == "decoder":
-            recipe = emoji.decoder().model
-            drawer = Decoder(recipe.replace(unet=recipe.unet.replace(channels=case.width))).eval()
-            drawer.to(memory_format=torch.channels_last)
-            encoded = drawer.network.encode(Cond(draw(emoji.EMBED), text), case.batch)
-            return lambda: drawer.network(x, t, encoded)
-        sized = (emoji.upsampler_256() if case.stage == "upsampler_256" else emoji.upsampler_1024()).model
-        upsampler = Upsampler(sized.replace(unet=sized.unet.replace(channels=case.width))).eval()
-        upsampler.to(memory_format=torch.channels_last)
-        low = upsampler.network.encode(draw(3, case.pixels // sized.scale, case.pixels // sized.scale))
-        return lambda: upsampler.network(x, t, low)
-
-
 def gflop(step: Step) -> float:
     """Products and convolutions of a step, a multiplication with its addition as two."""
     # Under autograd unclip.nn.cpu.linear uses the operators that the counter knows.
@@ -96,26 +60,109 @@ def gflop(step: Step) -> float:
 
 
 @torch.no_grad()
-def main() -> None:
-    start = time.perf_counter()
-    stages = ["prior", "decoder", "upsampler_256", "upsampler_1024"]
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", nargs="+", default=stages, choices=stages)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    print(header(), flush=True)
+def table(chosen: list[Case], repeats: int) -> None:
+    """Prints what a step of each case takes here."""
     print(f"\n{'':47} {'float32':>19} {'bfloat16':>19}")
     print(f"{'stage':15} {'width':>6} {'pixels':>6} {'batch':>6} {'GFLOP':>10}" + f" {'ms':>9} {'GFLOP/s':>9}" * 2, flush=True)
-    for case in cases(args.stages):
+    for case in chosen:
         step = build(case)
         work = gflop(step)
         line = f"{case.stage:15} {case.width:6} {case.pixels or '-':>6} {case.batch:6} {work:10.3f}"
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                seconds = median(step, args.repeats)
+                seconds = median(step, repeats)
             line += f" {1e3 * seconds:9.1f} {work / seconds:9.0f}"
         print(line, flush=True)
+
+
+class Side:
+    """A process that takes steps in a checkout when it is told to, and sleeps otherwise."""
+
+    def __init__(self, checkout: Path):
+        self.checkout = checkout
+        program = Path(stage_step.__file__).read_text()
+        # The same program for both; what it imports is the checkout's.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, what: list[object] | int) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            print(json.dumps(what), file=self.process.stdin, flush=True)
+            return float(json.loads(self.process.stdout.readline()))
+        except (BrokenPipeError, json.JSONDecodeError):
+            sys.exit(f"the process in {self.checkout} ended with status {self.process.wait()} when asked for {what}")
+
+    def end(self) -> None:
+        self.process.communicate()  # it ends with its input
+
+
+def compare(against: Path, chosen: list[Case], rounds: int, turns: int) -> bool:
+    """Prints for each case and stage how much longer a step takes here than there; whether every one keeps the limit."""
+    print(f"\nhere {ROOT}, there {against.resolve()}; {rounds} times built anew, {turns} turns each")
+    columns = f"{'stage':15} {'width':>6} {'pixels':>6} {'batch':>6} {'dtype':9}"
+    print(f"{columns} {'there, ms':>9} {'here, ms':>9} {'ratio':>6}  quartiles", flush=True)
+    kept, of_stage = True, dict[tuple[str, str], list[float]]()
+    there, here = sides = Side(against), Side(ROOT)
+    try:
+        for case in chosen:
+            for dtype in ("float32", "bfloat16"):
+                seconds: dict[Side, list[float]] = {there: [], here: []}
+                for _ in range(rounds):
+                    first = [side.ask([*case, dtype == "bfloat16"]) for side in sides]
+                    steps = math.ceil(TURN / min(first))
+                    for _ in range(turns):
+                        for side in sides:
+                            seconds[side].append(side.ask(steps))
+                ratios = [b / a for a, b in zip(seconds[there], seconds[here])]
+                of_stage.setdefault((case.stage, dtype), []).extend(ratios)
+                ratio = statistics.median(ratios)
+                kept &= ratio <= SLOWER
+                times = " ".join(f"{1e3 * statistics.median(seconds[side]):9.2f}" for side in sides)
+                row = f"{case.stage:15} {case.width:6} {case.pixels or '-':>6} {case.batch:6} {dtype:9} {times}"
+                print(f"{row} {ratio:6.3f}  {_quartiles(ratios)}", flush=True)
+    finally:
+        for side in sides:
+            side.end()
+    print("\nall turns of a stage")
+    for (stage, dtype), ratios in of_stage.items():
+        print(f"{stage:15} {dtype:9} {statistics.median(ratios):6.3f}  {_quartiles(ratios)}")
+    print(f"no step takes more than {SLOWER} times as long as there: {'kept' if kept else 'BROKEN'}")
+    return kept
+
+
+def _quartiles(ratios: list[float]) -> str:
+    if len(ratios) < 2:
+        return ""
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{low:.3f} {high:.3f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    start = time.perf_counter()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with another checkout, side by side")
+    parser.add_argument("--rounds", type=int, default=2, help="with --against: how often a case is built (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="with --against: turns of both after each time (%(default)s)")
+    args = parser.parse_args(arguments)
+    if args.against and not (args.against / "unclip" / "__init__.py").exists():
+        parser.error(f"--against {args.against}: no checkout of unclip, it has no unclip/__init__.py")
+    print(header(), flush=True)
+    kept, chosen = True, list(cases(args.stages))
+    if args.against:
+        kept = compare(args.against, chosen, args.rounds, args.turns)
+    else:
+        table(chosen, args.repeats)
     print(f"\nmeasured in {time.perf_counter() - start:.0f} s")
+    sys.exit(0 if kept else 1)
 
 
 if __name__ == "__main__":
