@@ -105,7 +105,7 @@ def test_a_script_from_end_to_end(
     assert len(numbers) > 10 and all(math.isfinite(value) for value in numbers.values())
     assert record["seed"] == 3 and record["commit"] and set(record["versions"]) >= {"torch", "unclip"}
     assert record["model"] == "tiny" and set(record["weights"]) >= {"clip", "decoder"}
-    assert record["command"].startswith(f"python experiments/{name}.py ") and "--seed 3" in record["command"]
+    assert record["command"].startswith(f"python -m experiments.figures.{name} ") and "--seed 3" in record["command"]
     printed = capsys.readouterr().out
     for suffix in files:
         path = tmp_path / f"{name}{suffix}"

@@ -211,7 +211,7 @@ def main(name: str, options: argparse.ArgumentParser, draw: Draw, arguments: Seq
         pipe = UnCLIP.from_pretrained(given.model).to(given.device)
         if getattr(given, "size", None) not in (None, *pipe.sizes):  # before minutes are spent on inverting
             raise ValueError(f"--size is {given.size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
-        command = shlex.join(["python", f"experiments/{name}.py", *arguments])
+        command = shlex.join(["python", "-m", f"experiments.figures.{name}", *arguments])
         told = {"experiment": name, "model": pipe.name, "seed": str(given.seed), "commit": commit(), "command": command}
         drawn = draw(Run(name, given, pipe, told))
         if drawn is None:
