@@ -16,7 +16,7 @@ import tiny
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_results import full_disk
+from test_pipelines_generation import full_disk
 
 from decoder import Decoder
 from prior import DiffusionPrior

@@ -17,7 +17,7 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_results import full_disk
+from test_pipelines_generation import full_disk
 from typer.testing import CliRunner
 
 from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, QuantizerConfig

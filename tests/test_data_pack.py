@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_data
 import torch
-from test_results import full_disk
+from test_pipelines_generation import full_disk
 
 from unclip.data.folder import Folder
 from unclip.data.open import open_data

@@ -165,7 +165,7 @@ def test_a_line_through_two_counts() -> None:
 MEASURED = """
 import resource, sys, torch
 sys.path[:0] = sys.argv[1:3]
-import test_plan as t
+import test_runs_plan as t
 torch.set_num_threads(1)
 task, shapes, rows = t.large(sys.argv[3])
 task.train()
