@@ -85,7 +85,6 @@ def test_captions_are_the_same_in_a_folder_a_tar_and_a_table(tmp_path: Path, nam
     [
         ("x.txt", b"caf\xe9", "is no UTF-8 text|utf-8"),
         ("x.json", b"{}", 'expected {"caption": text or list of texts}'),
-        ("x.json", b'{"caption": [null]}', "expected"),
         ("x.json", b'{"caption": {"de": "eins"}}', "got a dict"),
         ("x.json", b"[" * 100_000, "nested too deeply|too deep"),
         ("x.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "git-lfs pointer"),
@@ -100,6 +99,16 @@ def test_captions_that_cannot_be_read_break_one_sample(tmp_path: Path, name: str
         report = check(source)
         assert list(report.broken) == ["x"] and report.samples == 2 and not report.fine
         assert name in report.broken["x"] and any(t in report.broken["x"] for t in told.split("|"))
+
+
+@pytest.mark.parametrize("nothing", [b"null", b"[]", b"[null, null]"])
+def test_a_json_that_says_that_there_is_no_caption_is_left_out(tmp_path: Path, nothing: bytes) -> None:
+    folder = tiny_data.folder(pictures(tmp_path / "a", "x.png"), 1)
+    (folder / "x.json").write_bytes(b'{"caption": %s}' % nothing)
+    members = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    for source in (folder, tiny_data.tar(tmp_path / "x.tar", members)):
+        report = check(source)
+        assert report.fine and report.samples == 1 and report.left_out == {"pictures have no caption": ["x"]}
 
 
 def test_lines_end_at_line_feeds_and_nowhere_else() -> None:

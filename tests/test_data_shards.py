@@ -25,10 +25,9 @@ import torch
 
 from unclip.data import files, shards
 from unclip.data.files import expand
-from unclip.data.naming import base, split_suffix
+from unclip.data.naming import base, key_of, member_name, split_suffix
 from unclip.data.open import open_data
 from unclip.data.reader import Reader
-from unclip.data.shard_index import key_of, member_name
 from unclip.data.shards import Shards
 from unclip.randomness import Noise
 

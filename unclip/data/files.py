@@ -15,10 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from unclip.files import regular_file, visible
 
-from .unpack import LONGEST, Unpacked, kind
+from .parquet_pictures import MAGIC as PARQUET
+from .parquet_pictures import copy_pictures
+from .unpack import LONGEST, copy_unpacked, kind
 
 T = TypeVar("T")
 TRIES = 3  # of a read from afar
+
+
+class Packing(NamedTuple):
+    told: str
+    copy: Callable[[Any, Any], str | None]  # from an open file to another; what is wrong behind what could be copied
 
 
 class Stamp(NamedTuple):
@@ -128,10 +135,13 @@ def has_ranges(where: str) -> bool:
     return len(_patiently(lambda: fs.cat_file(path, start=0, end=1), where)) == 1
 
 
-def is_compressed(where: str) -> bool:
-    """Whether it is one that can be unpacked, as its first bytes tell."""
+def packing(where: str) -> Packing | None:
+    """Whether a file has to be unpacked before its members can be read in any order, as its first bytes tell."""
     with open_file(where) as file:
-        return kind(file.read(LONGEST)) is not None
+        start = file.read(LONGEST)
+    if start.startswith(PARQUET):
+        return Packing("is a table with pictures in it", copy_pictures)
+    return Packing("is compressed", copy_unpacked) if kind(start) else None
 
 
 def copy_path(where: str, stamped: Stamp) -> Path:
@@ -141,22 +151,24 @@ def copy_path(where: str, stamped: Stamp) -> Path:
 
 
 def copy_here(where: str, stamped: Stamp) -> tuple[Path, str | None]:
-    """Copy a file into the cache, uncompressed, as far as it can be unpacked; and what is wrong behind that."""
+    """Copy a file into the cache, as a tar, as far as it can be unpacked; and what is wrong behind that."""
     path = copy_path(where, stamped)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    packed = packing(where)
+    copy = packed.copy if packed else copy_unpacked
     try:
         with open_file(where) as source, open(aside, "wb") as target:
-            unpacked = Unpacked(source)
-            for block in unpacked:
-                target.write(block)
+            problem = copy(source, target)
         os.replace(aside, path)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free // 2**20
         raise ValueError(f"{where} could not be copied to {path} ({free} MiB are free there): {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from None
     finally:
         aside.unlink(missing_ok=True)
-    return path, unpacked.problem
+    return path, problem
 
 
 def _braces(pattern: str) -> list[str]:

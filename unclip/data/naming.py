@@ -131,3 +131,15 @@ def _first(files: Collection[File], suffixes: Sequence[str]) -> str | None:
         if some := [name for suffix, name in files if suffix == wanted]:
             return min(some, key=lambda name: (name.count("."), name))
     return None
+
+
+def key_of(stem: str) -> str:
+    """The key of members that are called so, but for their suffixes."""
+    folder, slash, last = stem.rpartition("/")
+    return f"{folder}{slash}{last.replace('%2E', '.').replace('%25', '%')}"
+
+
+def member_name(key: str) -> str:
+    """The name, still without suffix, of which `key_of` makes that key again."""
+    folder, slash, last = key.rpartition("/")
+    return f"{folder}{slash}{last.replace('%', '%25').replace('.', '%2E')}"

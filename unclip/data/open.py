@@ -16,6 +16,7 @@ from .files import expand, is_url
 from .folder import TABLES, Folder, find_table
 from .mix import Mix
 from .naming import is_litter
+from .parquet_pictures import holds_pictures
 from .reader import Broken, Embedded, Reader, Store
 from .sample import FOLDER, class_names
 from .shards import Shards
@@ -77,7 +78,8 @@ def open_data(
     """Training data (the protocol `Data`) of one source, or of a list of them.
 
     A source is a folder of pictures with .txt files or a captions table (jsonl, csv, tsv, parquet) or tar shards in it;
-    such a table; tar shards by path, glob, brace range or URL; embeddings alone (of `unclip embed` or `precompute`).
+    such tables, or Parquet with the pictures inside, by path or glob; tar shards by path, glob, brace range or URL;
+    embeddings alone (of `unclip embed` or `precompute`).
     `embeddings` are joined by key.  size: pixels of the square pictures; None = none are read.  Of a list whose members
     carry weights, `weights` of the result holds one number per sample, for `unclip.data.order.indices`.
 
@@ -125,8 +127,8 @@ def _open(path: str | Path, labels: str | None) -> Source | Store:
     if kind.endswith(TABLE_SUFFIXES) and not is_url(text) and (many or place.is_file()):
         tables = [Path(name) for name in (expand(text) if many else [text])]
         base = Path(os.path.commonpath([table.absolute().parent for table in tables])) if many else place.parent
-        return Folder(base, tables, labels)
-    if kind.endswith(TARS) or many:
+        return _open_tables(tables, base, labels)
+    if kind.endswith((*TARS, ".parquet")) or many:
         return Shards(text, labels)
     if text.startswith("pipe:") or is_url(text):
         raise ValueError(f"{text} is no tar shard (it ends in none of {', '.join(TARS)}), and only these are read from afar")
@@ -145,8 +147,8 @@ def _open(path: str | Path, labels: str | None) -> Source | Store:
 
 def _open_folder(place: Path, labels: str | None) -> Source:
     """The first that there is: a table called captions or metadata, tar shards, captions beside pictures, other tables."""
-    if find_table(place):
-        return Folder(place, labels=labels)
+    if tables := find_table(place):
+        return _open_tables(tables, place, labels)
     if tars := sorted(str(tar) for tar in place.iterdir() if tar.name.lower().endswith(TARS) and not is_litter(tar.name)):
         return Shards(tars, labels)
     listing = list_folder(place)
@@ -155,7 +157,19 @@ def _open_folder(place: Path, labels: str | None) -> Source:
         return Folder(place, labels=labels, listing=listing)
     if tars := [path for name, path in listing.files.items() if name.lower().endswith(TARS)]:
         return Shards(tars, labels)
-    return Folder(place, _only_table(place, listing), labels, listing)
+    tables = _only_table(place, listing)
+    return _open_tables(tables, place, labels, listing) if tables else Folder(place, labels=labels, listing=listing)
+
+
+def _open_tables(tables: Sequence[Path], folder: Path, labels: str | None, listing: Listing | None = None) -> Source:
+    """Tables that name pictures below a folder, or that hold them."""
+    holding = [table for table in tables if holds_pictures(table)]
+    if not holding:
+        return Folder(folder, tables, labels, listing)
+    if len(holding) < len(tables):
+        other = next(table for table in tables if table not in holding)
+        raise ValueError(f"{holding[0]} holds its pictures and {other} does not: name one kind of table as the source")
+    return Shards([str(table) for table in tables], labels)
 
 
 def _only_table(place: Path, listing: Listing) -> list[Path]:

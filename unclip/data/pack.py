@@ -15,9 +15,9 @@ from unclip.clip.preprocess import fit_square
 from unclip.files import write_folder
 from unclip.images import png
 
+from .naming import member_name
 from .pictures import decode_picture
 from .sample import caption_lines
-from .shard_index import member_name
 from .source import Source
 
 SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}

@@ -20,16 +20,16 @@ EXPECTED = 'expected {"caption": text or list of texts}'
 
 
 def read_captions(name: str, data: bytes, needed: bool = True) -> list[str]:
-    """The captions in a .txt, .caption or .json.
+    """The captions in a .txt, .caption or .json; none where a .json has null, or an empty list, for them.
 
-    A text file has one a line; where it is empty, so is the caption.  needed False: a .json may have none.
+    A text file has one a line; where it is empty, so is the caption.  needed False: a .json may lack the field.
     """
     if split_suffix(name)[1] != "json":
         return caption_lines(data) or [""]
-    found = record_captions(read_record(data))
-    if needed and not found:
+    record = read_record(data)
+    if needed and not any(field in record for field in CAPTIONS):
         raise ValueError(EXPECTED)
-    return found
+    return record_captions(record)
 
 
 def caption_lines(data: bytes) -> list[str]:

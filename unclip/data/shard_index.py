@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from unclip.config import Config
 
 from .files import Stamp
-from .naming import Files, group
+from .naming import Files, group, key_of
+from .sample import MAX_TEXT, read_captions
 from .tar import Member, bundles, read_members
 
 
@@ -50,6 +51,8 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None
         grouped = group(members, joins=True)
         for stem, files in grouped.samples.items():
             key = _unused(key_of(stem), entries)
+            if files.text and files.text == files.record and _has_none(file, members[files.text]):
+                files = files._replace(text=None)
             entries[key] = _entry(key, stem, files, members)
         lost.setdefault("captions have no picture", []).extend(map(key_of, grouped.texts))
         lost.setdefault("pictures have the name of another", []).extend(name for some in grouped.twins.values() for name in some)
@@ -62,6 +65,15 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None
         lost={what: tuple(names) for what, names in lost.items() if names},
         problem=problem or contents.problem,
     )
+
+
+def _has_none(file: Any, member: Member) -> bool:
+    """Whether a .json says that there are no captions.  What cannot be read is told when it is wanted."""
+    file.seek(member.offset)
+    try:
+        return not read_captions(member.name, file.read(min(member.size, MAX_TEXT)))
+    except ValueError:
+        return False
 
 
 def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> Entry:
@@ -78,15 +90,3 @@ def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> 
 def _unused(key: str, taken: Collection[str]) -> str:
     """The key, or with a number where there is a sample of that key: x-2."""
     return next(name for name in chain([key], (f"{key}-{n}" for n in count(2))) if name not in taken)
-
-
-def key_of(stem: str) -> str:
-    """The key of members that are called so, but for their suffixes."""
-    folder, slash, last = stem.rpartition("/")
-    return f"{folder}{slash}{last.replace('%2E', '.').replace('%25', '%')}"
-
-
-def member_name(key: str) -> str:
-    """The name, still without suffix, of which `key_of` makes that key again."""
-    folder, slash, last = key.rpartition("/")
-    return f"{folder}{slash}{last.replace('%', '%25').replace('.', '%2E')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -164,11 +165,12 @@ def _open(shard: str) -> tuple[str, Index]:
     known = recall(Index, shard, "index", now)
     problem = None
     place = shard
-    copied = known.copied if known else files.is_compressed(shard) or not files.has_ranges(shard)
+    copied = known.copied if known else files.packing(shard) is not None or not files.has_ranges(shard)
     if copied:
         copy = files.copy_path(shard, now)
         if known is None or not copy.is_file():
-            reason = "is compressed" if files.is_compressed(shard) else "comes from a server without ranges"
+            packed = files.packing(shard)
+            reason = packed.told if packed else "comes from a server without ranges"
             warnings.warn(f"{shard} {reason}: it is copied to {copy} once", stacklevel=1)
             copy, problem = files.copy_here(shard, now)
         place = str(copy)
@@ -216,7 +218,7 @@ def _names(shards: list[str]) -> list[str]:
 
 
 def _stem(shard: str) -> str:
-    return shard.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".tar")[0]
+    return re.sub(r"(\.tar.*|\.t[gbx]z2?|\.parquet)$", "", shard.partition("?")[0].rstrip("/").rpartition("/")[2], flags=re.I)
 
 
 def _folder_name(shard: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 # What each begins with, and what unpacks one of the streams that may follow each other in a file.
@@ -18,36 +18,29 @@ LONGEST = max(map(len, KINDS))
 PIECE = 2**14  # bytes read at once: they may become thousands of times as many
 
 
-class Unpacked:
-    """Blocks of what a file holds, compressed or not; afterwards `problem` says what could not be unpacked."""
-
-    def __init__(self, file: Any):
-        self.file = file
-        self.problem: str | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        data = self.file.read(PIECE)
-        make = kind(data)
-        if make is None:
-            while data:
-                yield data
-                data = self.file.read(2**20)
-            return
-        stream = make()
+def copy_unpacked(source: Any, target: Any) -> str | None:
+    """Write what a file holds, compressed or not, as far as it can be unpacked; what is wrong behind that."""
+    data = source.read(PIECE)
+    make = kind(data)
+    if make is None:
         while data:
-            try:
-                block = stream.decompress(data)
-            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:  # each library has its own
-                self.problem = f"holds what cannot be unpacked: {error}"
-                return
-            yield block
-            data = stream.unused_data if stream.eof else self.file.read(PIECE)
-            if stream.eof:
-                while not (data := data.lstrip(b"\0")):  # padding
-                    if not (data := self.file.read(PIECE)):
-                        return
-                stream = make()
-        self.problem = "ends in the middle of its compressed data"
+            target.write(data)
+            data = source.read(2**20)
+        return None
+    stream = make()
+    while data:
+        try:
+            block = stream.decompress(data)
+        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:  # each library has its own
+            return f"holds what cannot be unpacked: {error}"
+        target.write(block)
+        data = stream.unused_data if stream.eof else source.read(PIECE)
+        if stream.eof:
+            while not (data := data.lstrip(b"\0")):  # padding
+                if not (data := source.read(PIECE)):
+                    return None
+            stream = make()
+    return "ends in the middle of its compressed data"
 
 
 def kind(start: bytes) -> Callable[[], Any] | None:
