@@ -9,9 +9,10 @@ from struct import pack
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from unclip.data.pictures import MAX_PIXELS, decode_picture, load_picture
+from unclip.data import pictures
+from unclip.data.pictures import MAX_PIXELS, decode_picture, load_picture, picture_size
 
 RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
 COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
@@ -153,6 +154,76 @@ def test_files_of_data_sets_are_read_from_their_bytes():
         with pytest.raises(ValueError, match=match) as error:
             decode_picture(data, "shard.tar:x.png")
         assert str(error.value).startswith("shard.tar:x.png ") and "0x" not in str(error.value)
+
+
+def smooth(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "LA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_pictures_are_read_smaller_in_pieces(mode, orientation, monkeypatch, tmp_path):
+    if mode in ("I", "F", "I;16"):
+        grey = np.asarray(smooth((90, 72)).convert("L"), np.float32)
+        deep = {"I": (grey * 257).astype(np.int32), "F": grey / 255, "I;16": (grey * 257).astype(np.uint16)}
+        picture = Image.fromarray(deep[mode])
+    else:
+        picture = smooth((90, 72)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "x.tif", exif=exif)
+    whole = load_picture(tmp_path / "x.tif")
+    assert whole.shape == ((3, 72, 90) if orientation == 1 else (3, 90, 72))
+    monkeypatch.setattr(pictures, "LARGE", 720)  # 90 x 72 is three times as long and wide as what is allowed
+    monkeypatch.setattr(pictures, "BAND", 900)
+    small = load_picture(tmp_path / "x.tif")
+    assert small.is_contiguous()
+    torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(whole, 3), rtol=0, atol=1.1 / 127.5)
+
+
+def test_large_jpegs_are_made_smaller_by_their_decoder(monkeypatch):
+    buffer = io.BytesIO()
+    smooth((256, 256)).save(buffer, "JPEG", quality=95)
+    whole = decode_picture(buffer.getvalue(), "x")
+    for large, side in ((256**2, 256), (256**2 - 1, 128), (100**2, 64), (30**2, 16)):
+        monkeypatch.setattr(pictures, "LARGE", large)
+        small = decode_picture(buffer.getvalue(), "x")
+        assert small.shape == (3, side, side)
+        torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(whole, 256 // side), rtol=0, atol=0.06)
+
+
+def test_a_photograph_of_a_hundred_megapixels_is_data():
+    """Only its header is looked at here: it is cut off behind that."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = pack(">HH", 10_000, 10_000)
+    with pytest.raises(ValueError, match="cannot be decoded") as error:
+        decode_picture(bytes(data[: at + 20]), "x")
+    assert "too large" not in str(error.value)
+    assert picture_size(bytes(data)) == (10_000, 10_000)
+
+
+def test_broken_exif_does_not_break_a_picture():
+    buffer = io.BytesIO()
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40):
+        Image.fromarray(COLOUR).save(buffer, "PNG", exif=exif)
+        torch.testing.assert_close(decode_picture(buffer.getvalue(), "x"), EXACT, rtol=0, atol=1e-6)
+        buffer.seek(0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_as_pillow_turns_it(orientation):
+    picture = Image.fromarray(COLOUR[:, :5])
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+    image = decode_picture(buffer.getvalue(), "x")
+    torch.testing.assert_close(image, torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
 
 
 def test_huge_pil_pictures_are_refused_before_they_are_decoded():

@@ -15,7 +15,7 @@ from unclip.files import visible
 
 from .embedding_shards import EmbeddingShards
 from .open import open_source
-from .pictures import decode_picture
+from .pictures import decode_picture, picture_size
 from .sample import class_names
 from .shards import Shards
 from .source import LONGEST_NAME, Source
@@ -129,8 +129,8 @@ def _look(source: Source, row: int) -> _Seen:
     captions: list[str] = []
     try:
         data = source.picture(row)
-        image = decode_picture(data, source.where(row))
-        sides = (image.shape[2], image.shape[1])
+        decode_picture(data, source.where(row))
+        sides = picture_size(data)  # a very large one is decoded smaller
         captions = source.captions(row)
     except ValueError as error:
         problem = str(error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +16,15 @@ from torch import Tensor
 
 from unclip.files import POINTER, refuse_pointer, regular_file
 
+from .colour import grey_curve, scale_transparency, to_rgb
+
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 2 GiB / 4 / 3
 MAX_DATA_PIXELS = MAX_PIXELS // 2  # of one among many, of which several are decoded at once: 1.6 GiB at most
+LARGE = 2**25  # pixels: of a larger picture averages of 2 x 2, 3 x 3, ... are read, in bounded memory
+BAND = 2**22  # pixels of it at once
 MAX_BYTES = 2**30  # of a file: no picture of so few pixels needs more
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
@@ -27,12 +33,14 @@ SUFFIXES = {
 SLACK = 0.25  # of the range of pixels: a little overshoot is what resizing leaves
 # What these suffixes stand for.  Others stay closed to files of unknown origin: Pillow hands PostScript to Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
+DRAFTED = ("JPEG", "MPO")  # whose decoder gives smaller pictures at once; MPO: JPEG with others behind it
 
 
 def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
-    """A picture as float32 (3, h, w) in [-1, 1]: upright (EXIF), first frame, transparency on white, any mode.
+    """A picture as float32 (3, h, w) in [-1, 1]: sRGB, upright (EXIF), first frame, transparency on white, any mode.
 
-    Tensors are checked and returned, uint8 is scaled.  ValueError: absent, empty, too large, cannot be decoded.
+    Of more than LARGE pixels it is read smaller, by a whole factor.  Tensors are checked and returned, uint8 is scaled.
+    ValueError: absent, empty, too large, cannot be decoded.
     """
     from PIL import Image
 
@@ -43,23 +51,35 @@ def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 
     if not isinstance(source, (str, Path)):
         raise ValueError(f"expected a file, a PIL picture or a tensor (3, h, w), given {type(source).__name__}")
     path = Path(source).expanduser()
-    if not path.exists():
-        raise ValueError(f"there is no picture file {str(path)!r}")
-    with open(regular_file(path), "rb") as file:
+    if path.is_dir() or not path.exists():
+        raise ValueError(f"there is no picture file {str(path)!r}" + (": it is a folder" if path.is_dir() else ""))
+    with open(regular_file(path), "rb") as file:  # by its name Pillow would map it, and mistake the lines of a turned TIFF
         refuse_pointer(path, file.read(200))
-    return _open(path, str(path), None, MAX_PIXELS)
+        file.seek(0)
+        return _open(file, str(path), None, MAX_PIXELS)
 
 
 def decode_picture(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
     """The same of a file in a data set, by its bytes: in the formats of `SUFFIXES`, whatever the file is called.
 
-    `name` is for messages.  Half as many pixels are too many already.
+    `name` is for messages.  Half as many pixels are too many already, but of JPEG.
     """
     if not data:
         raise ValueError(f"{name} cannot be decoded as a picture: it is empty")
     if data.startswith(POINTER):
         raise ValueError(f"{name} is a git-lfs pointer, not the picture itself: fetch that with `git lfs pull`")
     return _open(BytesIO(data), name, _formats(), MAX_DATA_PIXELS)
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height as its header has them.  ValueError: it is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=_formats()) as picture:
+            return picture.size
+    except Exception as error:
+        raise ValueError(f"it cannot be decoded as a picture: {error}") from None
 
 
 @cache
@@ -70,7 +90,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF since Pillow 11.3
 
 
-def _open(file: Path | BytesIO, name: str, formats: tuple[str, ...] | None, most: int) -> Tensor:
+def _open(file: Any, name: str, formats: tuple[str, ...] | None, most: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -86,44 +106,91 @@ def _open(file: Path | BytesIO, name: str, formats: tuple[str, ...] | None, most
 
 
 def _decode(picture: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
-    from PIL import Image, ImageOps
-
     width, height = picture.size
-    if width * height > most:
+    if width * height > (MAX_PIXELS if picture.format in DRAFTED else most):  # whose decoder makes it smaller at once
         raise ValueError(f"{name} is too large: {width} x {height} is more than {most // 10**6} megapixels")
     if width * height == 0:
         raise ValueError(f"{name} has no pixels: its size is {width} x {height}")
     try:
+        scale_transparency(picture)
+        if (factor := _factor(picture)) > 1 and picture.format in DRAFTED:
+            picture.draft(None, (width // factor, height // factor))
         picture.load()
-        # Some versions of Pillow open 16-bit grey files in the mode of 32 bits, which alone tells nothing of the range.
-        deep = picture.mode.startswith("I;") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode[0] in "IF":
-            return _grey(picture, (65535,) if deep else {"I": (255, 65535), "F": (1, 255)}[picture.mode])
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            # Premultiplied modes first go back to the plain ones, which is all that Pillow converts them to.
-            plain = {"La": "LA"}.get(picture.mode)
-            picture = (picture.convert(plain) if plain else picture).convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        pixels = np.asarray(picture.convert("RGB"))
+        planes = _grey(picture, name) if picture.mode[0] in "IF" else _colours(picture, name)
+        return torch.from_numpy(np.ascontiguousarray(upright(planes, _orientation(picture))))
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
+
+
+def _factor(picture: Image.Image) -> int:
+    """How many times smaller a picture is read, so that it is not larger than LARGE."""
+    return math.ceil(math.sqrt(picture.width * picture.height / LARGE))
+
+
+def _bands(picture: Image.Image, factor: int) -> Iterator[Image.Image]:
+    """A large picture in pieces, so that no more than one is held in other numbers than its own; else the picture."""
+    rows = picture.height if factor == 1 else max(1, BAND // picture.width // factor) * factor
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        yield picture if rows == picture.height else picture.crop(box)
+
+
+def _colours(picture: Image.Image, name: str) -> np.ndarray:
+    """8 bits of any mode as (3, h, w) in [-1, 1]."""
+    factor = _factor(picture)
+    bands = [np.asarray(_reduced(to_rgb(band, name), factor)) for band in _bands(picture, factor)]
+    pixels = bands[0] if len(bands) == 1 else np.concatenate(bands)
     # Turned round while it is small, and in numpy, which keeps to one thread: pictures are read while others train.
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
     planes /= 127.5
     planes -= 1
-    return torch.from_numpy(planes)
+    return planes
 
 
-def _grey(picture: Image.Image, whites: tuple[int, ...]) -> Tensor:
-    """Grey numbers, which Pillow's own conversion would clip, as (3, h, w); white is the first of `whites` that they fit."""
-    grey = np.asarray(picture, dtype=np.float32)
-    low, high = float(grey.min()), float(grey.max())
+def _grey(picture: Image.Image, name: str) -> np.ndarray:
+    """Grey numbers, which Pillow's own conversion would clip, as (3, h, w); white is the first number that they fit."""
+    from PIL import Image
+
+    # Some versions of Pillow open 16-bit grey files in the mode of 32 bits, which alone tells nothing of the range.
+    deep = picture.mode.startswith("I;") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    whites = (65535,) if deep else {"I": (255, 65535), "F": (1, 255)}[picture.mode]
+    factor, curve = _factor(picture), grey_curve(picture, name)
+    ends = np.array([(band.min(), band.max()) for band in map(np.asarray, _bands(picture, factor))], np.float64)
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     white = next((w for w in whites if high <= (1 + SLACK) * w), 0)
     if not (white and low >= -SLACK * white):
         ranges = " or ".join(f"0 to {w}" for w in whites)
         raise ValueError(f"its mode is {picture.mode} and its numbers go from {low:g} to {high:g}, not from {ranges}")
-    return torch.from_numpy(grey / (white / 2) - 1).clamp(-1, 1).expand(3, -1, -1).contiguous()
+    found = []
+    for band in _bands(picture, factor):
+        numbers = np.asarray(band, np.float32)
+        levels = (numbers / white).clip(0, 1)
+        shown = [levels * 2 - 1] if curve is None else [np.interp(levels, *one) * 2 - 1 for one in curve]
+        if isinstance(transparent := picture.info.get("transparency"), int):
+            shown = [np.where(numbers == transparent, 1, one) for one in shown]  # white, on which it lies
+        found.append([np.asarray(_reduced(Image.fromarray(one.astype(np.float32)), factor)) for one in shown])
+    planes = np.concatenate(found, axis=1)
+    return np.broadcast_to(planes, (3, *planes.shape[1:]))
+
+
+def _reduced(picture: Image.Image, factor: int) -> Image.Image:
+    return picture if factor == 1 else picture.reduce(factor)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """How a camera was held (EXIF 0x0112); 1, upright, where that cannot be read."""
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # of as many kinds as there are damages
+        return 1
+
+
+def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
+    """(3, h, w) turned and mirrored as EXIF says, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        planes = planes.transpose(0, 2, 1)
+    down, right = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(orientation, (1, 1))
+    return planes[:, ::down, ::right]
 
 
 def check_range(images: Tensor) -> None:

@@ -38,7 +38,7 @@ class Store(Protocol):
 
 
 class Sample(NamedTuple):
-    """One captioned picture, whole."""
+    """One captioned picture, whole (very large ones smaller, see `load_picture`)."""
 
     key: str
     image: Float[Tensor, "3 h w"]

@@ -1,0 +1,112 @@
+"""Colours as a screen shows them: sRGB whatever profile a picture brings, transparency on white, in any mode."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # ICC's names of colour spaces, and the modes that are in them
+SCALES = {"L;2": 85, "L;4": 17}  # of grey numbers of few bits
+_told: set[bytes] = set()  # profiles that cannot be used
+
+
+def to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """A picture of 8 bits as RGB: in sRGB, on white."""
+    from PIL import Image
+
+    alpha = None
+    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+        # Premultiplied modes first go back to the plain ones, which is all that Pillow converts them to.
+        plain = {"La": "LA"}.get(picture.mode)
+        rgba = (picture.convert(plain) if plain else picture).convert("RGBA")
+        alpha = rgba.getchannel("A")
+        picture = _keep_profile(rgba.convert("RGB"), picture)
+    rgb = _to_srgb(picture, name)
+    if alpha is None:
+        return rgb
+    rgb.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+
+
+def grey_curve(picture: Image.Image, name: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """What levels of grey are in red, green and blue of sRGB, all in [0, 1], by a picture's profile; None = it has none."""
+    from PIL import Image
+
+    if not picture.info.get("icc_profile"):
+        return None
+    ramp = _keep_profile(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), picture)
+    levels = np.arange(256) / 255
+    return [(levels, band / 255) for band in np.asarray(_to_srgb(ramp, name))[0].T]
+
+
+def scale_transparency(picture: Image.Image) -> None:
+    """Bring the transparent colour of a PNG, noted in the file's own depth, to the numbers that Pillow decodes it to.
+
+    Must come before the picture is loaded.
+    """
+    colour, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    raw = tiles[0][3] if tiles else None
+    if isinstance(colour, int) and raw in SCALES:
+        picture.info["transparency"] = colour * SCALES[raw]
+    elif isinstance(colour, tuple) and raw == "RGB;16B":
+        picture.info["transparency"] = tuple(number >> 8 for number in colour)
+
+
+def _keep_profile(picture: Image.Image, source: Image.Image) -> Image.Image:
+    picture.info["icc_profile"] = source.info.get("icc_profile")
+    return picture
+
+
+def _to_srgb(picture: Image.Image, name: str) -> Image.Image:
+    """An opaque picture as RGB, its numbers those that littleCMS gives for its profile."""
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return picture.convert("RGB")
+    if picture.mode not in SPACES.values():
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    space, problem = _space(profile)
+    if space == "RGB" and picture.mode == "L":
+        picture = picture.convert("RGB")  # grey as a scanner's or camera's software leaves it
+    if problem is None and space != picture.mode:
+        problem = f"it is one for {space} and the picture is {picture.mode}"
+    if problem is None:
+        transform, problem = _transform(profile, picture.mode)
+    if problem is None:
+        converted: Image.Image = transform.apply(picture)
+        return converted
+    if profile not in _told:
+        _told.add(profile)
+        warnings.warn(f"the colour profile of {name} is ignored: {problem}", stacklevel=1)
+    return picture.convert("RGB")
+
+
+@lru_cache(maxsize=32)
+def _space(profile: bytes) -> tuple[str | None, str | None]:
+    """The mode of pictures that a profile is for, or what is wrong with it."""
+    from PIL import ImageCms
+
+    try:
+        space = ImageCms.ImageCmsProfile(BytesIO(profile)).profile.xcolor_space.strip()
+    except Exception as error:  # littleCMS has its own
+        return None, str(error)
+    return SPACES.get(space, space), None
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> tuple[Any, str | None]:
+    """From a profile to sRGB as `ImageCms.profileToProfile` goes, or what is wrong.  May be used by several threads."""
+    from PIL import ImageCms
+
+    try:
+        own, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(own, srgb, mode, "RGB"), None
+    except Exception as error:
+        return None, str(error)
