@@ -3,7 +3,7 @@ import torch
 from oracles import gaussian
 
 from unclip.diffusion.denoiser import Denoiser
-from unclip.diffusion.guidance import classifier_free, keep_known, observe, threshold
+from unclip.diffusion.guidance import classifier_free, gradient_guidance, keep_known, observe, threshold
 from unclip.diffusion.samplers import ddim, ddpm
 from unclip.diffusion.schedule import NoiseSchedule
 from unclip.randomness import Noise
@@ -122,3 +122,28 @@ def test_observe_sees_every_step_and_changes_no_bit():
     watched = observe(denoise, lambda x_t, t, prediction: seen.append((int(t[0]), prediction.x0.clone())))
     assert torch.equal(ddim(watched, x, SCHEDULE, times), ddim(denoise, x, SCHEDULE, times))
     assert [t for t, _ in seen] == [900, 600, 300] and seen[0][1].shape == x.shape
+
+
+def test_gradient_guidance_takes_its_gradient_in_float32_outside_autocast():
+    x, t = torch.randn(2, 3, 4, 4), torch.tensor([500, 500])
+    weight = torch.linspace(0.1, 0.7, 48)[:, None]
+
+    def fn(x, t):
+        logits = x.flatten(1) @ weight  # a product that autocast rounds
+        assert logits.dtype == torch.float32
+        return logits[:, 0]
+
+    def denoise(x, t):
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        return Prediction(x, x)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        score = gradient_guidance(denoise, fn, 2.0)(x.bfloat16(), t).score
+    assert torch.equal(score, 2 * weight.reshape(1, 3, 4, 4).expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("fn", [lambda x, t: x, lambda x, t: x.sum(), lambda x, t: 1.0])
+def test_gradient_guidance_refuses_what_is_no_log_probability_per_picture(fn):
+    guided = gradient_guidance(lambda x, t: Prediction(x, x), fn, 1.0)
+    with pytest.raises(ValueError, match=r"for each picture, \(2,\); this one gave"):
+        guided(torch.randn(2, 3, 4, 4), torch.tensor([500, 500]))

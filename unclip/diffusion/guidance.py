@@ -46,13 +46,18 @@ def classifier_free(
 def gradient_guidance(denoise: Denoise, fn: Guide, scale: float) -> Denoise:
     """Fill `score` with scale * grad_x fn(x_t, t), fn (b) a log probability (ADM 4.1; with a noised CLIP, GLIDE 2.4).
 
-    ddpm adds variance * score to the mean; ddim and dpmpp_2m take sigma_t * score off eps.
+    ddpm adds variance * score to the mean; ddim and dpmpp_2m take sigma_t * score off eps.  The gradient is taken in float32,
+    whatever type the networks compute in.  ValueError for an fn whose answer is not (b).
     """
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            score = scale * torch.autograd.grad(fn(leaf, t).sum(), leaf)[0]
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            leaf = x.detach().float().requires_grad_()
+            value = fn(leaf, t)
+            if not isinstance(value, Tensor) or value.shape != (len(x),):
+                told = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ValueError(f"a guide gives a log probability for each picture, ({len(x)},); this one gave {told}")
+            score = scale * torch.autograd.grad(value.sum(), leaf)[0]
         prediction = denoise(x, t)
         return prediction._replace(score=score if prediction.score is None else prediction.score + score)
 
