@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 import unclip
 from decoder import Decoder, DecoderConfig
 from unclip import Cancelled, Cascade, Step, UnCLIP
+from unclip.checkpoint import Part
 from unclip.cli import app
 from unclip.conditions import Caption, Conditions, Label
+from unclip.config import Config
 from unclip.diffusion.schedule import NoiseSchedule
 from unclip.images import metadata
 from unclip.nn.transformer import TransformerConfig
+from unclip.pipelines.stage import check_callables, labels_of
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Cond, Denoise, Losses, Prediction, Wrap
@@ -83,7 +86,8 @@ def test_generate_from_captions_makes_each_picture_again_alone(glide: Cascade) -
 def test_generate_from_labels_takes_names_and_numbers(adm: Cascade) -> None:
     named = adm.generate(labels=["dog", "tree"], seed=1, size=16)
     assert named.captions == ("dog", "tree") and torch.equal(named.images, adm.generate(labels=[1, 2], seed=1, size=16).images)
-    assert torch.equal(adm.generate(labels="dog", seed=1, size=16).images, adm.generate(labels=1, seed=1, size=16).images)
+    for same in ("dog", torch.tensor(1), torch.tensor([1])):
+        assert torch.equal(adm.generate(labels=same, seed=1, size=16).images, adm.generate(labels=1, seed=1, size=16).images)
     assert (named.images[0] - adm.generate(seed=1, size=16).images[0]).abs().max() > 0.1  # without a label: the null
 
 
@@ -121,6 +125,13 @@ def test_conditions_that_a_cascade_does_not_have_are_refused(glide: Cascade, adm
         (lambda: glide.generate("a cat", n=0), "n=0"),
         (lambda: glide.generate("a cat", size=32), "size is 32"),
         (lambda: glide.generate(["a", "b"], negative=["x", "y", "z"]), "3 negative captions came with 2"),
+        (lambda: adm.generate(labels=1, negative="a dog"), "this decoder reads no captions"),
+        (lambda: adm.generate(labels=True), "a label is True"),
+        (lambda: labels_of([1.5], NAMES), "label is 1.5; it must be a whole number"),
+        (lambda: check_callables(3, None, 1.0), "callback is 3"),
+        (lambda: check_callables(None, "cat", 1.0), "guide is 'cat'"),
+        (lambda: check_callables(None, None, None), "guide_scale is None"),
+        (lambda: adm.generate(labels=1, guide=lambda x, t: x.sum((1, 2, 3)), guide_scale=float("nan")), "guide_scale is nan"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -139,6 +150,9 @@ def test_negative_leads_away_and_a_blank_one_is_the_null(pipe: UnCLIP, glide: Ca
         pipe.generate(tiny.CAPTIONS[0], size=16, negative=tiny.CAPTIONS[1])
     cat = {"captions": "a cat", "seed": 1, "size": 16}
     assert not torch.allclose(glide.generate(**cat, negative="a dog").images, glide.generate(**cat).images, atol=1e-3)
+    two = {"captions": tiny.CAPTIONS[:2], **guided}  # a blank one among others is the null of its caption alone
+    some = pipe.generate(**two, negative=["", tiny.CAPTIONS[2]]).latent.image_embed - pipe.generate(**two).latent.image_embed
+    assert some[0].abs().max() < 1e-5 and some[1].abs().max() > 1e-3
 
 
 # Callbacks
@@ -267,6 +281,61 @@ def test_guide_that_knows_conditions_is_bound_to_each_chunk(adm: Cascade, monkey
     assert torch.allclose(still.images, free.images, atol=1e-2)
     with pytest.raises(ValueError, match="the decoder cannot be guided: its sample"):
         Cascade(tiny.ForeignDecoder()).generate(seed=1, guide=guide)
+
+
+class ClassifierConfig(Config, frozen=True, kw_only=True):
+    classes: int = 2
+
+
+class Classifier(Part[ClassifierConfig]):
+    """Prefers bright pictures for class "light", dark ones for "dark"."""
+
+    config_class = ClassifierConfig
+    label_names = ("dark", "light")
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.config = config
+        self.weight = torch.nn.Parameter(torch.tensor([-3.0, 3.0]))
+
+    def guide(self, cond: Cond):
+        assert cond.label is not None
+        weight = self.weight[cond.label]
+        return lambda x, t: torch.nn.functional.logsigmoid(weight * x.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_guide_of_a_cascade_reads_labels_that_its_decoder_does_not_take(offload: bool, glide: Cascade, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not conditioned on 'label'; it takes text, and no guide model"):
+        Cascade(glide.decoder).generate(labels=1)
+    steered = Cascade(glide.decoder, glide.upsamplers, guide=Classifier(ClassifierConfig()), name="steered")
+    steered.save_pretrained(tmp_path / "steered")
+    loaded = Cascade.from_pretrained(tmp_path / "steered", {"Classifier": Classifier}, offload=offload)
+    assert list(loaded.parts) == ["decoder", "upsampler_64", "guide"] and loaded.label_names == ("dark", "light")
+    ask = {"seed": 1, "guide_scale": 40.0}
+    made = loaded.generate(labels=["dark", "light"], **ask)
+    assert torch.equal(made.images, steered.generate(labels=[0, 1], **ask).images) and made.captions == ("dark", "light")
+    other = loaded.generate(labels=["light", "light"], **ask)  # which is steered by its class
+    assert torch.equal(other.images[1], made.images[1]) and (other.stages[16][0] - made.stages[16][0]).abs().max() > 0.1
+
+
+def test_what_cannot_lead_the_decoder_is_refused_before_the_prior_draws(pipe: UnCLIP) -> None:
+    told: list[Step] = []
+    closed = UnCLIP(tiny.ForeignEncoder(), tiny.ForeignPrior(), tiny.ForeignDecoder())
+    with pytest.raises(ValueError, match="the decoder cannot be guided"):
+        closed.generate("a cat", guide=lambda x, t: x.flatten(1).sum(1), callback=told.append)
+    with pytest.raises(ValueError, match="guide_scale is inf"):
+        pipe.generate("a cat", guide=lambda x, t: x.flatten(1).sum(1), guide_scale=float("inf"), callback=told.append)
+    assert not told
+
+
+def test_guide_of_an_unclip_sees_captions_and_embeddings_whatever_its_decoder_takes(pipe: UnCLIP) -> None:
+    guide = Guiding()
+    alone = UnCLIP(pipe.clip, pipe.prior, tiny.decoder(text=False), name="tiny")
+    made = alone.generate(["a cat", "two dogs"], seed=1, guide=guide, guide_scale=0.0)
+    (cond,) = guide.seen
+    assert cond.text.strings == ["a cat", "two dogs"] and torch.equal(cond.image_embed, made.latent.image_embed)
+    assert torch.equal(cond.text.z_t, pipe.clip.encode_text(["a cat", "two dogs"]).z_t)
 
 
 def test_parts_of_yesterdays_contract_draw_and_are_told_of_by_a_step_each() -> None:

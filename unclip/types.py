@@ -241,6 +241,14 @@ class Adjustable(Protocol):
     def describe(self) -> str: ...  # its default, in a few words
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A decoder, or a guide, that knows its classes by name."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]: ...  # by number; () = they have no names
+
+
 # Passed only when there is something to pass: parts may lack them.  A part that has no denoiser to wrap may take
 # on_step(step, steps, state), called after each of its passes.
 OPTIONAL = ("negative", "wrap", "on_step")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,23 +14,30 @@ from unclip import checkpoint
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
-from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler, check_int, keep_contract
+from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler, keep_contract
 
 from . import store
 from .generation import Generation
 from .stage import (
+    UNSTEERED,
+    Steering,
     Told,
     captions_of,
+    check_callables,
     check_settings,
+    check_way_in,
     chunks,
     cond_rows,
+    labels_of,
     move_parts,
+    names_of,
     negative_text,
     numbers_of,
     passes,
     run_stage,
     settle,
     takes_of,
+    warn_inert,
 )
 
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
@@ -101,7 +106,7 @@ class Cascade:
     def generate(
         self,
         captions: str | Sequence[str] | None = None,
-        labels: int | str | Sequence[int | str] | None = None,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
         n: int = 1,
         seed: int = 0,
         first: int = 0,
@@ -118,31 +123,37 @@ class Cascade:
         size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
         first + k of the seed.  labels: class numbers, or names where the decoder has them.  negative: captions, one or one
         each, that guidance leads away from.  guide: a log probability (x_t, t) -> (b), or a model that gives one for the
-        conditions; its gradient times `guide_scale` steers the decoder (ADM 4.1).  callback: told of every step; raising
-        `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
+        conditions, of which it may know more than the decoder; its gradient times `guide_scale` steers the decoder (ADM 4.1).
+        callback: told of every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
         """
         said = None if captions is None else captions_of(captions)
-        numbers = None if labels is None else self._numbers([labels] if isinstance(labels, (int, str)) else list(labels))
+        guide = self.guide if guide is None else guide
+        names = names_of(self.decoder, guide)
+        numbers = None if labels is None else labels_of(labels, names)
         counts = {len(given) for given in (said, numbers) if given is not None} or {1}
         if len(counts) > 1:
             raise ValueError(f"{len(said or [])} captions came with {len(numbers or [])} labels: give one label for each caption")
         (count,) = counts
         stages, (n, seed, first) = self.stages(size), numbers_of(count, n, seed, first)
         for name, given in (("text", said), ("label", numbers)):
-            if given is not None and name not in self.decoder.takes:
+            if given is not None and name not in self.decoder.takes and not isinstance(guide, GuideModel):
                 takes = ", ".join(self.decoder.takes) or "nothing"
-                raise ValueError(f"this decoder is not conditioned on {name!r}; it takes {takes}")
+                refused = f"this decoder is not conditioned on {name!r}; it takes {takes}"
+                raise ValueError(f"{refused}, and no guide model is there that could take it")
         settings = self.settings(decoder, upsamplers)
         how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + count * n))
         text = None if said is None else Text.of(said).repeat(n)
         cond = Cond(text=text, label=None if numbers is None else torch.tensor(numbers).repeat_interleave(n))
-        away = self.away(None if negative is None else negative_text(Text.of, negative, count, n), how.guidance)
+        away = None if negative is None else negative_text(Text.of, negative, count, n)
+        if away is not None and "text" not in self.decoder.takes:
+            raise ValueError("negative is given, but this decoder reads no captions: there is nothing to lead away from")
+        steering = self.steering(away, guide, guide_scale, callback, how.guidance)
         x_t = noise.at("decoder").at("x_T").normal((3, self.sizes[0], self.sizes[0]))
         with self.autocast():
-            small = self.decode(cond, x_t, None, noise.at("decoder"), how, callback, away, guide, guide_scale)
+            small = self.decode(cond, x_t, None, noise.at("decoder"), how, callback, steering)
             images = self.enlarge(small, stages, noise, settings, cond, callback)
-        told = said or [self._label_name(k) for k in numbers or ()] or [""]
+        told = said or [names[k] if 0 <= k < len(names) else f"label {k}" for k in numbers or ()] or [""]
         return Generation(
             images=images[stages[-1]],
             latent=None,
@@ -160,24 +171,23 @@ class Cascade:
         noise: Noise,
         sampling: Sampling | None,
         callback: Callback | None = None,
-        negative: Cond | None = None,
-        guide: Guide | GuideModel | None = None,
-        guide_scale: float = 1.0,
+        steering: Steering = UNSTEERED,
     ) -> Tensor:
         """The decoder's pictures (b, 3, h, w) on the CPU, in chunks; x_t (b, 3, h, w) lives at t, None = where noise is pure."""
-        guide, total = self.guide if guide is None else guide, len(x_t)
+        total = len(x_t)
         if t is None:
             visited = self.decoder.resolve(sampling).steps
             assert isinstance(visited, tuple)
             t = visited[0]
         steps, pictures = passes(self.decoder, sampling, t), []
         for rows in self.chunks(total, self.decoder.image_size):
-            given = self.offer(cond_rows(cond, rows), self.decoder.takes)
-            away = None if negative is None else self.offer(cond_rows(negative, rows), self.decoder.takes)
-            steer = None if guide is None else (guide.guide(given) if isinstance(guide, GuideModel) else guide, guide_scale)
+            some = cond_rows(cond, rows)
+            given = self.offer(some, self.decoder.takes)
+            away = None if steering.negative is None else self.offer(cond_rows(steering.negative, rows), self.decoder.takes)
+            guide = steering.bound(move(some, self.device))  # which may know conditions that the decoder does not take
             options = {"noise": noise[rows], "x_t": x_t[rows].to(self.device), "t": t, "sampling": sampling}
             told = Told(callback, "decoder", steps, rows, total)
-            x = run_stage(self.decoder.sample, [given], options, told, away, steer)
+            x = run_stage(self.decoder.sample, [given], options, told, away, guide)
             pictures.append(x.float().cpu())
         return torch.cat(pictures)
 
@@ -218,13 +228,14 @@ class Cascade:
             check_settings(name, given, Sampling)
         return list(settings)
 
-    def away(self, text: Text | None, guidance: float) -> Cond | None:
-        """What the decoder's guidance leads away from, where it reads captions."""
-        if text is None or "text" not in self.decoder.takes:
-            return None
-        if guidance == 1:
-            warnings.warn("negative changes nothing in the decoder: its guidance is 1, ask for more", stacklevel=3)
-        return Cond(text=text)
+    def steering(self, negative: Text | None, guide: Any, guide_scale: float, callback: Any, guidance: float) -> Steering:
+        """What shall lead the decoder, a negative where it reads captions; ValueError, before any drawing, for what cannot."""
+        check_callables(callback, guide, guide_scale)
+        away = Cond(text=negative) if negative is not None and "text" in self.decoder.takes else None
+        check_way_in(self.decoder.sample, "decoder", away, guide)
+        if away is not None and guidance == 1:
+            warn_inert("decoder")
+        return Steering(away, guide, guide_scale)
 
     def autocast(self) -> Any:
         if self.dtype == torch.float32:
@@ -236,28 +247,10 @@ class Cascade:
         """Rows that go through a stage together, for pictures of `size` pixels a side."""
         return chunks(count, max(1, PIXELS_AT_ONCE // size**2))
 
-    def _numbers(self, labels: Sequence[int | str]) -> list[int]:
-        names = self.label_names
-        numbers = []
-        for label in labels:
-            if not isinstance(label, str):
-                numbers.append(check_int("label", label))
-            elif label in names:
-                numbers.append(names.index(label))
-            else:
-                near = difflib.get_close_matches(label, names, 5, 0.4) or list(names[:10])
-                told = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
-                raise ValueError(f"no label {label!r}; {told}")
-        return numbers
-
-    def _label_name(self, number: int) -> str:
-        return self.label_names[number] if 0 <= number < len(self.label_names) else f"label {number}"
-
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes that the decoder draws; () where it draws none, or they have no names."""
-        names: tuple[str, ...] = getattr(self.decoder, "label_names", ())
-        return names
+        """Names of the classes that the decoder draws, or the guide knows; () where there are none, or they have no names."""
+        return names_of(self.decoder, self.guide)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write every component and the index into a new `folder`; parameters in `dtype`, when given."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from unclip.diffusion.guidance import gradient_guidance, reporting
 from unclip.sampling import Sampling
-from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, Step, Text, Wrap, accepts, check_int
+from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts, check_int
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,6 +26,23 @@ class Told(NamedTuple):
     steps: int  # 0 = not known beforehand
     rows: slice
     total: int
+
+
+class Steering(NamedTuple):
+    """What leads a drawing beside its conditions: what guidance leads away from, and a guide with its scale."""
+
+    negative: Cond | None = None
+    guide: Guide | GuideModel | None = None
+    guide_scale: float = 1.0
+
+    def bound(self, cond: Cond) -> tuple[Guide, float] | None:
+        """The guide of pictures with these conditions."""
+        if self.guide is None:
+            return None
+        return self.guide.guide(cond) if isinstance(self.guide, GuideModel) else self.guide, self.guide_scale
+
+
+UNSTEERED = Steering()
 
 
 def run_stage(
@@ -40,9 +59,8 @@ def run_stage(
     """
     callback, stage, steps, rows, total = told
     options = dict(options)
+    check_way_in(method, stage, negative, guide)
     if negative is not None:
-        if not accepts(method, "negative"):
-            raise ValueError(f"the {stage} takes no negative caption: its sample() has no argument `negative`")
         options["negative"] = negative
     wraps: list[Wrap] = []
     if guide is not None:
@@ -52,8 +70,6 @@ def run_stage(
     if callback is not None and stepwise:
         wraps.append(reporting(callback, stage, steps, rows, total))
     if wraps:
-        if not accepts(method, "wrap"):
-            raise ValueError(f"the {stage} cannot be guided: its sample() has no argument `wrap`")
         options["wrap"] = lambda denoise: _composed(wraps, denoise)
     passwise = callback is not None and not stepwise and "on_step" in signature(method).parameters
     if callback is not None and passwise:
@@ -62,6 +78,29 @@ def run_stage(
     if callback is not None and not stepwise and not passwise:
         callback(Step(stage, 1, 1, 0, drawn, rows, total))
     return drawn
+
+
+def check_way_in(method: Any, stage: str, negative: Any, guide: Any) -> None:
+    """ValueError for a part whose `sample` has no argument for what shall lead it."""
+    if negative is not None and not accepts(method, "negative"):
+        raise ValueError(f"the {stage} takes no negative caption: its sample() has no argument `negative`")
+    if guide is not None and not accepts(method, "wrap"):
+        raise ValueError(f"the {stage} cannot be guided: its sample() has no argument `wrap`")
+
+
+def check_callables(callback: Any, guide: Any, guide_scale: Any) -> None:
+    """ValueError for a callback or guide that cannot be called, and a scale that is no finite number."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback is {callback!r}; it is called with a Step after every denoising step, as print could be")
+    if guide is not None and not isinstance(guide, GuideModel) and not callable(guide):
+        raise ValueError(f"guide is {guide!r}; give a function (x_t, t) -> (b), or a model with guide(cond) that makes one")
+    number = isinstance(guide_scale, (int, float)) and not isinstance(guide_scale, bool) and abs(guide_scale) < float("inf")
+    if not number:
+        raise ValueError(f"guide_scale is {guide_scale!r}; it must be a finite number (0 = not guided)")
+
+
+def warn_inert(stage: str) -> None:
+    warnings.warn(f"negative changes nothing in the {stage}: its guidance is 1, ask for more", stacklevel=4)
 
 
 def _composed(wraps: Sequence[Wrap], denoise: Denoise) -> Denoise:
@@ -107,6 +146,29 @@ def captions_of(captions: Any) -> list[str]:
         except (AttributeError, UnicodeEncodeError):  # half of a surrogate pair, or bytes of another encoding
             raise ValueError(f"a caption is text, not {caption!r}") from None
     return said
+
+
+def names_of(*parts: object) -> tuple[str, ...]:
+    """The names of the classes of the first part that knows some."""
+    return next((part.label_names for part in parts if isinstance(part, Labelled) and part.label_names), ())
+
+
+def labels_of(labels: Any, names: Sequence[str]) -> list[int]:
+    """One label or several, class numbers or names, as class numbers; ValueError for what is neither."""
+    alone = isinstance(labels, str) or not isinstance(labels, Iterable) or (isinstance(labels, Tensor) and labels.ndim == 0)
+    numbers = []
+    for label in [labels] if alone else labels:
+        if not isinstance(label, str):
+            if isinstance(label, bool):
+                raise ValueError(f"a label is {label!r}; it must be the number of a class, or its name")
+            numbers.append(check_int("label", label))
+        elif label in names:
+            numbers.append(names.index(label))
+        else:
+            near = difflib.get_close_matches(label, names, 5, 0.4) or list(names[:10])
+            told = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
+            raise ValueError(f"no label {label!r}; {told}")
+    return numbers
 
 
 def numbers_of(count: int, n: Any, seed: Any, first: Any) -> tuple[int, int, int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unclip import checkpoint
-from unclip.checkpoint import Index, Part, Stored
+from unclip.checkpoint import PRIORS, Index, Part, Stored, fingerprint
 from unclip.editing.pca import FILE as PCA_FILE
 from unclip.editing.pca import PCA
 from unclip.files import write_folder
@@ -42,9 +44,25 @@ def save(
 
 
 def load(loads: Mapping[str, Callable[[], Part[Any]]], offload: bool) -> dict[str, Any]:
-    """The components, of which with `offload` at most one has its weights in memory."""
+    """The components, of which with `offload` at most one has its weights in memory; a guide, used within the decoder, stays."""
     keeper = Offload() if offload else None
-    return {name: keeper.add(load) if keeper else load() for name, load in loads.items()}
+    return {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
+
+
+def prior_of(stored: Stored, part: str, source: str | Path) -> Callable[[], Part[Any]]:
+    """What loads the prior that is asked for; ValueError where there is none of that name."""
+    priors = [name for name in PRIORS if name in stored.parts]
+    if part not in priors:
+        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors) or 'none'}")
+    return stored.parts[part]
+
+
+def with_prior(stored: Stored, prior: str, source: str | Path) -> dict[str, Callable[[], Part[Any]]]:
+    """What loads an UnCLIP's components with one of its priors; some layouts come without any."""
+    asked = prior != PRIORS[0] or any(name in stored.parts for name in PRIORS)
+    loads = {prior: prior_of(stored, prior, source)} if asked else {}
+    loads |= {name: load for name, load in stored.parts.items() if name not in (*PRIORS, "clip")}
+    return loads | {"clip": stored.parts["clip"]}  # last, because it is asked at once which one it is
 
 
 def refuse_kind(stored: Stored, kind: str, source: str | Path) -> None:
@@ -56,3 +74,10 @@ def components_of(stored: Stored) -> PCA | None:
     """Principal components, where the folder has some."""
     path = stored.folder / PCA_FILE
     return PCA.load(path) if path.exists() else None
+
+
+def clip_fingerprint(clip: object, identity: Mapping[str, Any]) -> str:
+    """A short name for a CLIP, of its weights if it has some: answers differ in the last digits from machine to machine."""
+    if isinstance(clip, nn.Module):
+        return fingerprint(clip)
+    return hashlib.blake2b(json.dumps(dict(identity), sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unclip import checkpoint
 from unclip.clip.identity import identity, same_identity
@@ -52,6 +50,7 @@ from .stage import (
     passes,
     run_stage,
     settle,
+    warn_inert,
 )
 
 EMBEDDINGS_AT_ONCE = 64
@@ -116,7 +115,7 @@ class UnCLIP(OverCascade):
         """
         if isinstance(prior, (str, Path)):
             stored = checkpoint.open_pipeline(prior)
-            load = _prior_of(stored, part, prior)
+            load = store.prior_of(stored, part, prior)
             loaded: Any = self.offload.add(load) if self.offload else load().to(self.device)
             loaded.clip_identity = stored.clip_identity
             if candidates is None and part == checkpoint.PRIORS[0]:
@@ -172,7 +171,8 @@ class UnCLIP(OverCascade):
         n, seed, first = numbers_of(len(captions), n, seed, first)
         stages, settings = self.stages(size), self.cascade.settings(decoder, upsamplers)
         if self.prior is None:
-            raise ValueError(f"this pipeline has no prior, so it cannot draw pictures for captions: {self._remedy()}")
+            remedy = self.provenance.get("no_prior", NO_PRIOR)
+            raise ValueError(f"this pipeline has no prior, so it cannot draw pictures for captions: {remedy}")
         if isinstance(self.prior, Adjustable):  # a prior from outside may be told in its own way
             check_settings("prior", prior, type(self.prior.sampling))
         how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
@@ -181,14 +181,13 @@ class UnCLIP(OverCascade):
         with self.cascade.autocast():
             text = self._read(captions).repeat(n)
             away = None if negative is None else negative_text(self._read, negative, len(captions), n)
+            steering = self.cascade.steering(away, guide, guide_scale, callback, how.guidance)
             image_embed = self._embeddings(text, noise.at("prior"), prior, away, callback)
             size_0 = self.decoder.image_size
             x_t = noise.at("decoder").at("x_T").normal((3, size_0, size_0))
             latent = Latent(image_embed, x_t, how, tuple(text.strings), self.models())
-            small = self.cascade.decode(
-                Cond(image_embed, text), x_t, latent.t, noise.at("decoder"), how, callback,
-                self.cascade.away(away, how.guidance), guide, guide_scale,
-            )  # fmt: skip
+            cond = Cond(image_embed, text)
+            small = self.cascade.decode(cond, x_t, latent.t, noise.at("decoder"), how, callback, steering)
             images = self.cascade.enlarge(small, stages, noise, settings, Cond(text=text), callback)
         return Generation(
             images=images[stages[-1]],
@@ -231,10 +230,9 @@ class UnCLIP(OverCascade):
     ) -> Tensor:
         assert self.prior is not None
         steps, total, kept = passes(self.prior, sampling), len(noise), []
-        if negative is not None and isinstance(self.prior, Adjustable):
-            how = sampling or self.prior.sampling
-            if getattr(how, "guidance", None) == 1:
-                warnings.warn("negative changes nothing in the prior: its guidance is 1, ask for more", stacklevel=3)
+        how = sampling or (self.prior.sampling if isinstance(self.prior, Adjustable) else None)
+        if negative is not None and getattr(how, "guidance", None) == 1:
+            warn_inert("prior")
         for rows in chunks(total, EMBEDDINGS_AT_ONCE):
             some, away = text.rows(rows), None if negative is None else negative.rows(rows)
             options = {"noise": noise[rows], "n": self.candidates, "sampling": sampling}
@@ -245,15 +243,9 @@ class UnCLIP(OverCascade):
             kept.append(torch.where(blank[:, None], drawn[:, 0], nearest).float().cpu())
         return torch.cat(kept)
 
-    def _remedy(self) -> str:
-        return str(self.provenance.get("no_prior", NO_PRIOR))
-
     def models(self) -> dict[str, str]:
         """What a latent belongs to, by name and by fingerprint."""
-        if isinstance(self.clip, nn.Module):  # by its weights: answers differ in the last digits from machine to machine
-            clip = checkpoint.fingerprint(self.clip)
-        else:
-            clip = hashlib.blake2b(json.dumps(self.clip_identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+        clip = store.clip_fingerprint(self.clip, self.clip_identity)
         return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
 
     def save_pretrained(
@@ -291,11 +283,7 @@ class UnCLIP(OverCascade):
         """
         stored = checkpoint.open_pipeline(source, classes, dtype)
         store.refuse_kind(stored, "UnCLIP", source)
-        named = prior == checkpoint.PRIORS[0] and not any(name in stored.parts for name in checkpoint.PRIORS)
-        loads = {} if named else {prior: _prior_of(stored, prior, source)}  # some layouts come without a prior
-        loads |= {name: load for name, load in stored.parts.items() if name not in (*checkpoint.PRIORS, "clip")}
-        loads["clip"] = stored.parts["clip"]  # last, because it is asked at once which one it is
-        parts = store.load(loads, offload)
+        parts = store.load(store.with_prior(stored, prior, source), offload)
         pipe = cls(
             parts["clip"],
             parts.get(prior),
@@ -310,10 +298,3 @@ class UnCLIP(OverCascade):
         for name in {prior, "decoder"} & set(parts):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe
-
-
-def _prior_of(stored: checkpoint.Stored, part: str, source: str | Path) -> Callable[[], checkpoint.Part[Any]]:
-    priors = [name for name in checkpoint.PRIORS if name in stored.parts]
-    if part not in priors:
-        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors) or 'none'}")
-    return stored.parts[part]
