@@ -17,6 +17,7 @@ from decoder import Decoder, DecoderConfig
 from unclip import Cancelled, Cascade, Step, UnCLIP
 from unclip.checkpoint import Part
 from unclip.cli import app
+from unclip.cli.generate import class_labels
 from unclip.conditions import Caption, Conditions, Label
 from unclip.config import Config
 from unclip.diffusion.schedule import NoiseSchedule
@@ -113,6 +114,10 @@ def test_cascade_is_saved_loaded_and_drawn_by_the_command(which: str, tmp_path: 
     assert "Decoder" in CliRunner().invoke(app, ["info", str(folder)]).output
     done = CliRunner().invoke(app, ["vary", str(png), "-o", str(tmp_path / "y.png"), "--model", str(folder)])
     assert done.exit_code == 2 and "is a Cascade" in done.output
+
+
+def test_label_of_the_command_is_a_name_first_and_a_number_where_none_is_called_so() -> None:
+    assert class_labels(["2", "1", "cat"], ("10", "2", "cat")) == ["2", 1, "cat"]  # folders of digits sort as text
 
 
 def test_conditions_that_a_cascade_does_not_have_are_refused(glide: Cascade, adm: Cascade) -> None:

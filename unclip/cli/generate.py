@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,10 +61,15 @@ def generate(
                     raise ValueError("no caption was given: write one or more, in quotes")
                 result = pipe.generate(captions, **asked, prior=samplings.get("prior"), callback=bars)
             else:
-                labels = None if label is None else [int(name) if name.isdecimal() else name for name in label]
+                labels = None if label is None else class_labels(label, pipe.label_names)
                 result = pipe.generate(captions or None, labels, **asked, callback=bars)
         for path in result.save(output):
             typer.echo(path)
+
+
+def class_labels(words: Sequence[str], names: Sequence[str]) -> list[int | str]:
+    """Names of classes, numbers too where classes are named so; other numbers are class numbers."""
+    return [int(word) if word.isdecimal() and word not in names else word for word in words]
 
 
 def convert(
