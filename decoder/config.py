@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from unclip.conditions import Conditions
-from unclip.config import Config
+from unclip.config import Config, Pixels
 from unclip.diffusion.denoiser import Predicts, Weighting
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.unet import UNetConfig
@@ -15,7 +15,7 @@ from unclip.sampling import Inversion, Sampling
 class DecoderConfig(Config, frozen=True, kw_only=True):
     """`conditions` make it unCLIP's decoder (image_embed, perhaps text), GLIDE's (text alone) or ADM's (label)."""
 
-    image_size: int = 64
+    image_size: Pixels = 64
     unet: UNetConfig
     conditions: Conditions = Conditions()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unclip.config import Config
+from unclip.config import Config, Positions
 from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import sinusoid
 from unclip.nn.text import TextConfig, TextReader
@@ -37,7 +37,7 @@ class ARNetworkConfig(Config, frozen=True, kw_only=True):
     transformer: TransformerConfig  # the latent decoder
     embed_dim: int  # of CLIP's image and text embeddings
     text: Literal["tokens", "clip_states"] = "clip_states"  # a text transformer of its own (Table 3), or CLIP's states
-    context: int = 77  # text positions; captions may be shorter
+    context: Positions = 77  # text positions; captions may be shorter
     vocab: int = 49408  # "tokens"
     text_transformer: TransformerConfig | None = None  # "tokens"
     states_width: int | None = None  # "clip_states": width of CLIP's token states

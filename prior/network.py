@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unclip.config import Config
+from unclip.config import Config, Positions
 from unclip.nn.cpu.linear import Linear
 from unclip.nn.embeddings import TimestepEmbedding
 from unclip.nn.text import TextConfig, TextInput, TextReader
@@ -26,7 +26,7 @@ class PriorNetworkConfig(Config, frozen=True, kw_only=True):
     transformer: TransformerConfig
     embed_dim: int  # of CLIP's image and text embeddings
     text: Literal["tokens", "clip_states"] = "clip_states"  # own token embedding (Table 3), or CLIP's states (Karlo)
-    context: int = 77  # text positions; captions may be shorter
+    context: Positions = 77  # text positions; captions may be shorter
     vocab: int = 49408  # "tokens"
     states_width: int | None = None  # "clip_states": width of CLIP's token states
     null: Literal["learned", "empty"] = "learned"  # a dropped caption: learned vectors, or CLIP's empty caption

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from unclip.clip.encoder import VisionTower
 from unclip.config import Config
 from unclip.sampling import Sampling
+from upsamplers import UpsamplerConfig
 
 
 class Inner(Config, frozen=True, kw_only=True):
@@ -104,3 +106,29 @@ def test_overrides_are_json_or_bare_words() -> None:
         with pytest.raises(ValueError, match=message):
             CONFIG.override(setting)
     assert CONFIG.inner.width == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"unet": {"depth": 1000000000}}', "unet.depth"),
+        ('{"unet": {"patch": 1000000000}}', "unet.patch"),
+        ('{"unet": {"multiple": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]}}', "unet.multiple"),
+        ('{"scale": 1000000000}', "scale"),
+        ('{"schedule": {"steps": 1000000000}}', "schedule.steps"),
+        ('{"sampling": {"steps": 1000000000}}', "sampling.steps"),
+        ('{"crops_per_image": 1000000000}', "crops_per_image"),
+    ],
+)
+def test_counts_and_sizes_that_no_tensor_bears_out_are_bounded(text: str, path: str) -> None:
+    with pytest.raises(ValueError, match=rf"Expected .* <= \d+ - at `\$.{path}`"):
+        UpsamplerConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "change", [{"patch_size": 0}, {"head_width": 0}, {"layers": 0}, {"width": -16}, {"image_size": 0}, {"layers": 10**9}]
+)
+def test_sizes_of_a_tower_that_cannot_be(change: dict[str, int]) -> None:
+    tower = VisionTower(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+    with pytest.raises(ValueError, match="at least 1|<= 1000"):
+        tower.replace(**change)

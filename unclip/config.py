@@ -5,12 +5,20 @@ from __future__ import annotations
 import codecs
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 C = TypeVar("C", bound="Config")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
+# Sizes that no tensor in a file bears out, and counts of modules, which take time even without weights: bounded wherever a config
+# is read, so that a slip in a number asks neither for hours nor for all memory.
+Few = Annotated[int, msgspec.Meta(le=100)]
+Layers = Annotated[int, msgspec.Meta(le=1_000)]
+Levels = Annotated[tuple[int, ...], msgspec.Meta(max_length=16)]
+Positions = Annotated[int, msgspec.Meta(le=10_000)]
+Steps = Annotated[int, msgspec.Meta(le=10_000)]
+Pixels = Annotated[int, msgspec.Meta(le=16_384)]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

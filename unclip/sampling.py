@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from .config import Config
+from .config import Config, Few, Steps
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
 VarianceName = Literal["small", "large", "learned", "analytic"]
@@ -16,7 +16,7 @@ class Sampling(Config, frozen=True, kw_only=True):
 
     sampler: Sampler = "ddim"
     # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
-    steps: int | str | tuple[int, ...] = 50
+    steps: Steps | str | tuple[int, ...] = 50
     guidance: float = 1.0  # 1 = off
     interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
     eta: float = 0.0  # ddim only
@@ -57,8 +57,8 @@ class Inversion(Config, frozen=True, kw_only=True):
     x_T would come out larger than noise is, and only the exact path back would still work.
     """
 
-    steps: int | str | tuple[int, ...] = 100
-    refine: int = 2  # fixed-point iterations of each step, each as costly as the step itself
+    steps: Steps | str | tuple[int, ...] = 100
+    refine: Few = 2  # fixed-point iterations of each step, each as costly as the step itself
     lowest: int = 20
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.config import Config
+from unclip.config import Config, Few
 from unclip.randomness import Noise
 
 from .bsr import FULL, LIGHT, bsr
@@ -22,7 +22,7 @@ class CorruptionConfig(Config, frozen=True, kw_only=True):
     # Chance that a picture is corrupted; the others are plainly resized.  unCLIP does not state it; cascaded diffusion
     # (CDM) blurs half of them, latent diffusion applies BSR to all.
     probability: float = 1.0
-    kernel: int = 3  # blur: size, and the range of sigma, in low-resolution pixels (unCLIP 2.2: 3 and 0.6)
+    kernel: Few = 3  # blur: size, and the range of sigma, in low-resolution pixels (unCLIP 2.2: 3 and 0.6)
     sigma: tuple[float, float] = (0.6, 0.6)
 
     def __post_init__(self) -> None:

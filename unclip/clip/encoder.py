@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unclip.checkpoint import Part
-from unclip.config import Config
+from unclip.config import Config, Layers, Pixels, Positions
 from unclip.types import Text
 
 from .preprocess import Interpolation, Resize, check_images, fit_square, stack_pictures
@@ -29,13 +29,15 @@ _READING = threading.RLock()  # one text at a time, of all CLIPs of the process:
 class VisionTower(Config, frozen=True, kw_only=True):
     """A vision transformer; the paper's ViT-H/16 is 256, 16, 1280, 32, 80 (unCLIP App. C)."""
 
-    image_size: int
-    patch_size: int
+    image_size: Pixels
+    patch_size: Pixels
     width: int
-    layers: int
+    layers: Layers
     head_width: int = 64
 
     def __post_init__(self) -> None:
+        if min(self.image_size, self.patch_size, self.width, self.layers, self.head_width) < 1:
+            raise ValueError(f"sizes, width and layers of a vision tower are at least 1; got {self}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.width % self.head_width:
@@ -45,15 +47,17 @@ class VisionTower(Config, frozen=True, kw_only=True):
 class TextTower(Config, frozen=True, kw_only=True):
     """A causal text transformer over CLIP's byte pairs: all, or those in `token_ids` (see `compact_token_ids`)."""
 
-    context_length: int = 77
+    context_length: Positions = 77
     width: int
-    layers: int
+    layers: Layers
     heads: int
     token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
             raise ValueError(f"context_length is {self.context_length}; start, one token and end need at least 3")
+        if min(self.width, self.layers, self.heads) < 1:
+            raise ValueError(f"width {self.width}, layers {self.layers}, heads {self.heads}: a text tower's are at least 1")
         if self.width % self.heads:
             raise ValueError(f"text width {self.width} is no multiple of its {self.heads} heads")
         if self.token_ids is not None:

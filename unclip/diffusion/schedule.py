@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unclip.config import Config
+from unclip.config import Config, Steps
 
 LINEAR, SCALED_LINEAR = (1e-4, 0.02), (0.00085, 0.012)  # first and last beta at T = 1000: DDPM's, latent diffusion's
 
 
 class ScheduleConfig(Config, frozen=True, kw_only=True):
     name: Literal["cosine", "linear", "scaled_linear"] = "cosine"
-    steps: int = 1000  # T
+    steps: Steps = 1000  # T
     start: float | None = None  # linear and scaled_linear: beta_1 at T = 1000, None = the published one
     end: float | None = None  # linear and scaled_linear: beta_T at T = 1000
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unclip.config import Config
+from unclip.config import Config, Positions
 from unclip.types import Text
 
 from .transformer import Transformer, TransformerConfig
@@ -22,7 +22,7 @@ class TextConfig(Config, frozen=True, kw_only=True):
     """What of a caption is read."""
 
     kind: Literal["tokens", "clip_states"] = "tokens"
-    context: int = 77  # positions
+    context: Positions = 77  # positions
     vocab: int = 49408  # "tokens"
     states_width: int | None = None  # "clip_states": width of CLIP's token states
     embed_dim: int | None = None  # of CLIP's text embedding; None = it is not read
@@ -40,7 +40,7 @@ class TextConfig(Config, frozen=True, kw_only=True):
 class Caption(TextConfig, frozen=True, kw_only=True):
     """A caption: tokens through a transformer of one's own (GLIDE 2.1), or CLIP's token states and text embedding (Karlo)."""
 
-    context: int = 256  # positions; longer captions are cut, their end token with the rest: give it what CLIP has
+    context: Positions = 256  # positions; longer captions are cut, their end token with the rest: give it what CLIP has
     transformer: TransformerConfig | None = None  # "tokens"
     states: Literal["projected", "direct"] = "projected"  # the UNet's attention reads a projection of the states, or themselves
     tokenizer: Literal["given", "clip"] = "given"  # "tokens": as they come, or read from the captions with CLIP's vocabulary

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.config import Config
+from unclip.config import Config, Few, Layers
 from unclip.nn.cpu.linear import Linear
 
 from .attention import Attention, KeyValue, triangle
@@ -17,9 +17,9 @@ from .attention import Attention, KeyValue, triangle
 
 class TransformerConfig(Config, frozen=True, kw_only=True):
     width: int
-    layers: int
+    layers: Layers
     heads: int
-    mlp: int = 4  # hidden width of the feed-forward part, in widths
+    mlp: Few = 4  # hidden width of the feed-forward part, in widths
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import (
     silu,
 )
 
-from unclip.config import Config
+from unclip.config import Config, Few, Levels
 from unclip.nn.cpu.attention import attention
 from unclip.nn.cpu.convolution import Conv3x3
 from unclip.nn.cpu.linear import Linear
@@ -32,22 +32,22 @@ class UNetConfig(Config, frozen=True, kw_only=True):
     """Width, depth and attention.  How many channels come in and go out, and how wide the context is, follows from the stage."""
 
     channels: int = 192
-    depth: int = 3  # residual blocks per level
-    multiple: tuple[int, ...] = (1, 2, 3, 4)  # channels of each level, the first at full resolution
+    depth: Few = 3  # residual blocks per level
+    multiple: Levels = (1, 2, 3, 4)  # channels of each level, the first at full resolution
     attention: tuple[int, ...] = ()  # levels with attention; the middle has it when any level does
     head_channels: int = 64
     heads: int | None = None  # as many everywhere, in place of head_channels (ADM's 128 and its upsamplers)
     dropout: float = 0.0
-    patch: int = 1  # space-to-depth at the input and back at the output; 1 in the paper
+    patch: Few = 1  # space-to-depth at the input and back at the output; 1 in the paper
     embed_channels: int | None = None  # width of `emb`; None = 4 * channels
     time_channels: int | None = None  # width of the timestep's sinusoid; None = channels
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # AdaGN, or the embedding added
 
     def __post_init__(self) -> None:
-        if self.channels % 32:
+        if self.channels < 1 or self.channels % 32:
             raise ValueError(f"channels is {self.channels}; group norm has 32 groups, so it must be a multiple of 32")
-        if self.patch < 1 or self.depth < 1 or not self.multiple:
-            raise ValueError("a UNet needs patch >= 1, depth >= 1 and at least one level in multiple")
+        if self.patch < 1 or self.depth < 1 or not self.multiple or min(self.multiple) < 1:
+            raise ValueError("a UNet needs patch >= 1, depth >= 1 and at least one level in multiple, each >= 1")
         if any(not 0 <= level < len(self.multiple) for level in self.attention):
             raise ValueError(f"attention names levels of multiple, 0 to {len(self.multiple) - 1}; got {self.attention}")
         widths = {self.channels * self.multiple[level] for level in self.attention}
