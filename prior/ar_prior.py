@@ -195,6 +195,13 @@ class ARPrior(Part[ARPriorConfig]):
         self.dot.fit(_dot(image_embeds, text_embeds))
         self.network.set_frequencies(self.symbols(image_embeds, text_embeds))
 
+    def check(self) -> None:
+        self.scaling.check()
+        self.quantizer.check()
+        self.dot.check()
+        if not (self.network.frequencies <= 1e-4).all():  # logarithms; zero = not measured
+            raise ValueError("the frequencies of the prior's symbols cannot be: some are above 1, or NaN")
+
     def _prompt(self, text: Text, drop: Tensor | None = None) -> Prompt:
         return self.network.prompt(text._replace(embed=self.scaling.text(text.z_t)), drop)
 

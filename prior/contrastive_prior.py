@@ -58,6 +58,9 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
         """Take the mean norm of raw embeddings of the training data; before training."""
         self.scaling.fit(image_embeds)
 
+    def check(self) -> None:
+        self.scaling.check()
+
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses:
         """Per sample; the error is per dimension and in units of the data's variance.  Captions dropped (10 %) have no contrast.
 

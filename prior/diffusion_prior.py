@@ -189,6 +189,12 @@ class DiffusionPrior(Part[PriorConfig]):
         self.x0_variance.copy_(measured)
         self.x0_bound.fill_(bound)
 
+    def check(self) -> None:
+        self.scaling.check()
+        for name, value in (("x0_variance", self.x0_variance), ("x0_bound", self.x0_bound)):
+            if torch.isinf(value).any() or (value < 0).any():  # NaN: not measured
+                raise ValueError(f"the prior's analytic variance cannot be: {name} is negative or infinite")
+
     def _analytic(self, sampling: Sampling) -> Analytic:
         needed = [t for t in self.timesteps(sampling) if t > 0]
         if not torch.isfinite(self.x0_variance[needed]).all():

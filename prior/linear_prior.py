@@ -72,6 +72,9 @@ class LinearPrior(Part[LinearPriorConfig]):
         self.text_mean.copy_(x_mean)
         return ridge
 
+    def check(self) -> None:
+        self.scaling.check()
+
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses:
         """Squared error per sample and dimension, standardised."""
         error = self._predict(text) - self.scaling.scale(image_embed)

@@ -77,6 +77,14 @@ class Buckets(nn.Module):
         self._check()
         return self.centres.T.gather(0, symbols.to(self.centres.device))
 
+    def check(self) -> None:
+        """ValueError for edges and centres that no data have, unless they were not fitted."""
+        edges, centres = self.edges, self.centres
+        if edges.isnan().all() and centres.isnan().all():
+            return
+        if not (torch.isfinite(edges).all() and torch.isfinite(centres).all() and (edges.diff(dim=1) >= 0).all()):
+            raise ValueError("the quantiser's buckets cannot be: edges do not ascend, or edges or centres are not finite")
+
     def _check(self) -> None:
         if not torch.isfinite(self.edges).all():
             raise ValueError(
@@ -122,6 +130,16 @@ class Quantizer(nn.Module):
         self.mean.copy_(mean)
         self.components.copy_(components)
         self.variances.copy_(variances)
+
+    def check(self) -> None:
+        """ValueError for components that are none, unless they were not fitted."""
+        self.buckets.check()
+        basis, variances = self.components.float(), self.variances
+        if not basis.any() and variances.isnan().all():
+            return
+        straight = (basis.T @ basis - torch.eye(self.dims, device=basis.device)).abs().amax() < 1e-2  # False for NaN
+        if not straight or not torch.isfinite(variances).all() or (variances < -1e-4 * variances.amax()).any():
+            raise ValueError("the quantiser's principal components cannot be: not orthonormal, or of negative variance")
 
     def encode(self, x: Float[Tensor, "b d"]) -> Int[Tensor, "b k"]:
         with torch.autocast(self.mean.device.type, enabled=False):  # bfloat16 has fewer numbers than there are buckets

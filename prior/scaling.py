@@ -71,6 +71,12 @@ class Scaling(nn.Module):
         """CLIP's text embedding as the network reads it: as it is, or its direction with entries of about 1."""
         return normalize(raw.float(), dim=-1) * self.dim**0.5 if self.embedding == "unit" else raw
 
+    def check(self) -> None:
+        """ValueError for statistics that no data have.  Zero is allowed: they were not fitted yet, which is refused in use."""
+        for name, value in self.named_buffers():
+            if not torch.isfinite(value).all() or (name != "mean" and (value < 0).any()):
+                raise ValueError(f"the embedding statistics cannot be: {name} is negative or not finite")
+
     def _mean(self) -> Tensor | float:
         return self.mean.float() if self.kind == "statistics" else 0.0
 

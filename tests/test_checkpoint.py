@@ -19,9 +19,19 @@ from safetensors.torch import load_file, save_file
 from test_pipelines_generation import full_disk
 
 from decoder import Decoder
-from prior import DiffusionPrior
+from prior import (
+    ARNetworkConfig,
+    ARPrior,
+    ARPriorConfig,
+    ContrastivePrior,
+    ContrastivePriorConfig,
+    DiffusionPrior,
+    LinearPrior,
+    LinearPriorConfig,
+    QuantizerConfig,
+)
 from unclip import checkpoint
-from unclip.checkpoint import Index, Part, fingerprint, load_part
+from unclip.checkpoint import Index, Part, fingerprint, load_part, seal
 from unclip.clip import CLIP
 from unclip.pipelines.unclip import UnCLIP
 from upsamplers import Upsampler
@@ -53,6 +63,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
+    seal(path.parent)
 
 
 # There and back
@@ -254,55 +265,262 @@ def test_upsamplers_keep_their_order_when_a_tool_sorts_the_index(copy: Path) -> 
         assert torch.equal(a.state_dict()["network.unet.output.bias"], b.state_dict()["network.unet.output.bias"])
 
 
-# Where models are looked for
+# Whose weights are they?
 
 
-def test_names(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
-    with pytest.raises(ValueError, match="no model 'emoij': shipped are none; otherwise give a folder or a hub id"):
-        UnCLIP.from_pretrained("emoij")
-    shutil.copytree(saved, tmp_path / "emoji")
-    (tmp_path / "rest").mkdir()
-    assert checkpoint.find("emoji") == tmp_path / "emoji"
-    for name in ("emoij", "../emoij", "/no/where", "a/b/c", "rest/", ""):
-        with pytest.raises(ValueError, match="shipped are emoji;|holds no pipeline"):
-            UnCLIP.from_pretrained(name)
-
-
-def test_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    asked: list[Any] = []
-    answers: list[Any] = [saved, tmp_path]
-    answers += [LocalEntryNotFoundError("An error happened\nwhile trying"), ConnectionError(), TypeError("odd")]
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert UnCLIP.from_pretrained("owner/name").name == "tiny"
-    assert asked == [("owner/name", ["*.json", "*.safetensors"])]  # no pickles
-    with pytest.raises(ValueError, match="owner/name holds no pipeline"):
-        UnCLIP.from_pretrained("owner/name")
-    while answers:
-        with pytest.raises(ValueError, match="^owner/name is no folder here, and the Hugging Face hub did not give it: [^\n]+$"):
-            UnCLIP.from_pretrained("owner/name")
-
-
-def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The hub's own library, told that there is no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="owner/name is no folder here, and the Hugging Face hub did not give it: .+") as error:
-        UnCLIP.from_pretrained("owner/name")
+def test_weights_that_have_changed_since_they_were_saved(copy: Path) -> None:
+    whole = (copy / WEIGHTS).read_bytes()
+    (copy / WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is not what was saved: its SHA-256 is .*Get it again; or") as error:
+        UnCLIP.from_pretrained(copy)
     assert "\n" not in str(error.value)
+    edit(copy / CONFIG, lambda c: c.update(sha256={}))  # as the message says
+    assert UnCLIP.from_pretrained(copy).name == "tiny"
+    seal(copy / "decoder", "decoder")
+    assert UnCLIP.from_pretrained(copy).name == "tiny"
+    (copy / WEIGHTS).write_bytes(whole)
+    with pytest.raises(ValueError, match="is not what was saved"):
+        UnCLIP.from_pretrained(copy)
+
+
+def test_folders_of_earlier_versions_have_no_checksum(copy: Path) -> None:
+    for name in ("clip", "prior", "decoder", "upsampler_64", "upsampler_256"):
+        edit(copy / name / "config.json", lambda c: {key: c[key] for key in ("class", "format", "config")})
+    assert UnCLIP.from_pretrained(copy).name == "tiny"
+
+
+def test_seal_keeps_what_else_the_config_says(copy: Path) -> None:
+    before = (copy / CONFIG).read_text()
+    edit(copy / CONFIG, lambda c: {key: c[key] for key in ("class", "format", "config")})
+    seal(copy / "decoder", "decoder")
+    assert (copy / CONFIG).read_text() == before
+    seal(copy / "decoder")
+    assert (copy / CONFIG).read_text() == before
+
+
+def test_the_same_part_is_written_in_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        tiny.prior().save_pretrained(tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["", "/model.safetensors", "/config.json"])
+def test_upsamplers_that_were_exchanged(copy: Path, what: str) -> None:
+    """Both are built alike, so nothing else tells."""
+    one, other, aside = (copy / f"{name}{what}" for name in ("upsampler_64", "upsampler_256", "decoder"))
+    aside = aside.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    with pytest.raises(ValueError, match="upsampler_64.* (was saved as the upsampler_256 of its pipeline|is not what was saved)"):
+        UnCLIP.from_pretrained(copy)
+
+
+def test_a_part_of_its_own_goes_into_any_place(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "upsampler_64")
+    tiny.upsampler(5).save_pretrained(copy / "upsampler_64")
+    loaded = UnCLIP.from_pretrained(copy)
+    loaded.upsamplers[0].save_pretrained(tmp_path / "alone")  # and one of a pipeline knows nothing of it when it is saved alone
+    assert json.loads((tmp_path / "alone" / "config.json").read_text())["component"] is None
+    assert torch.equal(loaded.upsamplers[0].network.unet.output.bias, tiny.upsampler(5).network.unet.output.bias)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (CONFIG, lambda c: c["config"].update(image_size=32)),
+        ("upsampler_64/config.json", lambda c: c["config"].update(scale=2)),
+    ],
+)
+def test_sizes_are_those_of_the_folders(copy: Path, file: str, change: Callable[[Any], Any]) -> None:
+    edit(copy / file, change)
+    with pytest.raises(ValueError, match=r"holds upsampler_64, upsampler_256, but its configs make upsampler_(128|32), up"):
+        UnCLIP.from_pretrained(copy)
+
+
+def test_one_of_several_weights(copy: Path, saved: Path) -> None:
+    other = tiny.decoder()
+    with torch.no_grad():
+        other.network.unet.output.bias.fill_(0.5)
+    save_file(other.state_dict(), copy / "decoder" / "model.fp16.safetensors")
+    with pytest.raises(ValueError, match=r"decoder holds several weights, model.fp16.safetensors, model.safetensors: say which"):
+        UnCLIP.from_pretrained(copy)
+    with pytest.warns(UserWarning, match="has no weights 'fp16'"):
+        half = UnCLIP.from_pretrained(copy, variant="fp16")
+    assert half.decoder.network.unet.output.bias.eq(0.5).all()
+    plain = UnCLIP.from_pretrained(copy, variant="plain")
+    assert fingerprint(plain.decoder) == fingerprint(UnCLIP.from_pretrained(saved).decoder)
+
+
+def test_shards_with_an_index(copy: Path, saved: Path) -> None:
+    tensors = load_file(copy / WEIGHTS)
+    names = sorted(tensors)
+    shards = {f"model-0000{k}-of-00002.safetensors": names[k - 1 :: 2] for k in (1, 2)}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, copy / "decoder" / shard)
+    places = {name: shard for shard, held in shards.items() for name in held}
+    (copy / "decoder" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match=r"several weights, model.safetensors, model.safetensors.index.json: say which"):
+        UnCLIP.from_pretrained(copy)
+    (copy / WEIGHTS).unlink()
+    seal(copy / "decoder")
+    assert fingerprint(UnCLIP.from_pretrained(copy).decoder) == fingerprint(UnCLIP.from_pretrained(saved).decoder)
+    shard = copy / "decoder" / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is not what was saved"):
+        UnCLIP.from_pretrained(copy)
+    shard.unlink()
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is missing"):
+        UnCLIP.from_pretrained(copy)
+
+
+def test_weights_of_compiled_and_parallel_modules(copy: Path, saved: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor], how: Callable[[str], str]) -> None:
+        for name in list(tensors):
+            tensors[how(name)] = tensors.pop(name)
+
+    edit_tensors(copy / WEIGHTS, lambda t: rename(t, lambda name: f"module._orig_mod.{name}"))
+    edit_tensors(copy / "prior/model.safetensors", lambda t: rename(t, lambda name: name.replace(".", "._orig_mod.", 1)))
+    loaded, expected = UnCLIP.from_pretrained(copy), UnCLIP.from_pretrained(saved)
+    assert all(fingerprint(a) == fingerprint(b) for a, b in zip(loaded.parts.values(), expected.parts.values()))
+
+
+# Statistics
+
+
+def fitted(prior: Any, scaling: str = "std") -> Any:
+    embeds = torch.randn(400, tiny.EMBED, generator=torch.Generator().manual_seed(0))
+    prior.fit(embeds, embeds + 0.1) if isinstance(prior, (ARPrior, LinearPrior)) else prior.fit(embeds)
+    return prior
+
+
+PRIORS: dict[str, Callable[[], Any]] = {
+    "diffusion": lambda: fitted(tiny.prior(scaling="statistics")),
+    "linear": lambda: fitted(LinearPrior(LinearPriorConfig(embed_dim=tiny.EMBED))),
+    "contrastive": lambda: fitted(ContrastivePrior(ContrastivePriorConfig(network=tiny.prior().config.network))),
+    "ar": lambda: fitted(
+        ARPrior(
+            ARPriorConfig(
+                network=ARNetworkConfig(
+                    transformer=tiny.prior().config.network.transformer, embed_dim=tiny.EMBED, context=10, states_width=tiny.WIDTH
+                ),
+                quantizer=QuantizerConfig(dims=4, buckets=16),
+            )
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("prior", "name", "change"),
+    [
+        ("diffusion", "scaling.norm", lambda x: -x),
+        ("diffusion", "scaling.std", lambda x: -x),
+        ("diffusion", "scaling.std", lambda x: x * float("inf")),
+        ("diffusion", "scaling.mean", lambda x: x * float("nan")),
+        ("diffusion", "x0_variance", lambda x: torch.full_like(x, -1.0)),
+        ("diffusion", "x0_variance", lambda x: torch.full_like(x, float("inf"))),
+        ("diffusion", "x0_bound", lambda x: torch.full_like(x, -1.0)),
+        ("linear", "scaling.norm", lambda x: -x),
+        ("linear", "text_mean", lambda x: x * float("nan")),
+        ("contrastive", "scaling.norm", lambda x: -x),
+        ("ar", "scaling.norm", lambda x: x * float("nan")),
+        ("ar", "quantizer.mean", lambda x: x * float("nan")),
+        ("ar", "quantizer.components", lambda x: 2 * x),
+        ("ar", "quantizer.components", lambda x: x * float("nan")),
+        ("ar", "quantizer.variances", lambda x: -x),
+        ("ar", "quantizer.variances", lambda x: x * float("nan")),
+        ("ar", "quantizer.buckets.edges", lambda x: x.flip(1)),
+        ("ar", "quantizer.buckets.edges", lambda x: x * float("nan")),
+        ("ar", "quantizer.buckets.centres", lambda x: x * float("inf")),
+        ("ar", "dot.edges", lambda x: x.flip(1)),
+        ("ar", "network.frequencies", lambda x: -x),
+    ],
+)
+def test_statistics_that_cannot_be(tmp_path: Path, prior: str, name: str, change: Callable[[Any], Any]) -> None:
+    part = PRIORS[prior]()
+    part.save_pretrained(tmp_path / "good")
+    load_part(tmp_path / "good", type(part))
+    edit_tensors(tmp_path / "good" / "model.safetensors", lambda t: t.update({name: change(t[name]).contiguous()}))
+    with pytest.raises(ValueError, match=r"good/model.safetensors.*(cannot be: |NaN or infinite weights in )") as error:
+        load_part(tmp_path / "good", type(part))
+    assert "\n" not in str(error.value)
+    value = dict(part.named_buffers())[name]
+    value.copy_(change(value))
+    if not value.isnan().any():  # which is how statistics that were not measured are saved
+        with pytest.raises(ValueError, match="cannot be"):
+            part.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_priors_that_were_not_fitted_are_kept(tmp_path: Path) -> None:
+    for name, make in PRIORS.items():
+        part = make()
+        fresh = type(part)(part.config)
+        fresh.save_pretrained(tmp_path / name)
+        load_part(tmp_path / name, type(part))
+
+
+# Sizes that a config names
+
+
+@pytest.mark.parametrize("size", [10**5, 10**9, 2**40, 2**63, 10**30])
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        (CONFIG, "unet.channels"),
+        (CONFIG, "unet.depth"),
+        (CONFIG, "unet.patch"),
+        (CONFIG, "unet.multiple.0"),
+        (CONFIG, "unet.embed_channels"),
+        (CONFIG, "unet.time_channels"),
+        (CONFIG, "schedule.steps"),
+        (CONFIG, "sampling.steps"),
+        (CONFIG, "inversion.steps"),
+        (CONFIG, "inversion.refine"),
+        (CONFIG, "image_size"),
+        (CONFIG, "conditions.width"),
+        (CONFIG, "conditions.image_embed.tokens"),
+        (CONFIG, "conditions.image_embed.embed_dim"),
+        (CONFIG, "conditions.text.context"),
+        (CONFIG, "conditions.text.states_width"),
+        ("prior/config.json", "network.transformer.layers"),
+        ("prior/config.json", "network.transformer.width"),
+        ("prior/config.json", "network.transformer.mlp"),
+        ("prior/config.json", "network.context"),
+        ("prior/config.json", "network.embed_dim"),
+        ("upsampler_64/config.json", "scale"),
+        ("upsampler_64/config.json", "corruption.kernel"),
+        ("clip/config.json", "architecture.vision.image_size"),
+        ("clip/config.json", "architecture.vision.patch_size"),
+        ("clip/config.json", "architecture.vision.layers"),
+        ("clip/config.json", "architecture.vision.width"),
+        ("clip/config.json", "architecture.text.layers"),
+        ("clip/config.json", "architecture.text.context_length"),
+        ("clip/config.json", "architecture.embed_dim"),
+    ],
+)
+def test_sizes_are_not_believed(copy: Path, file: str, path: str, size: int) -> None:
+    """Refused before anything is built, in no time and no memory."""
+
+    def change(tree: Any) -> None:
+        node = tree["config"]
+        *above, last = path.split(".")
+        for name in above:
+            node = node[name]
+        node[int(last) if last.isdecimal() else last] = size + (1 if path.endswith("kernel") else 0)
+
+    edit(copy / file, change)
+    with pytest.raises(ValueError, match=file.partition("/")[0]) as error:
+        load_part(copy / file.partition("/")[0], json.loads((copy / file).read_text())["class"])
+    assert "\n" not in str(error.value)
+
+
+def test_candidates_are_not_believed(copy: Path) -> None:
+    edit(copy / "unclip.json", lambda i: i.update(candidates=10**9))
+    with pytest.raises(ValueError, match=r"unclip.json is no Index: Expected `int` <= 1000 - at `\$.candidates`"):
+        UnCLIP.from_pretrained(copy)
 
 
 # On the way out
@@ -344,11 +562,11 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("IoError: no space"), RuntimeError("a fault")]
 )
 def test_any_fault_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def broken(tensors: Any, path: Path, metadata: Any) -> None:
+    def broken(path: Path, tensors: Any, metadata: Any) -> None:
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", broken)
+    monkeypatch.setattr(checkpoint, "write_tensors", broken)
     kind = RuntimeError if isinstance(error, RuntimeError) else ValueError
     with pytest.raises(kind, match="a fault|could not write .*(No|no) space"):
         tiny.upsampler().save_pretrained(tmp_path / "new")

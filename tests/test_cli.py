@@ -21,7 +21,7 @@ from test_pipelines_generation import full_disk
 from typer.testing import CliRunner
 
 from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, QuantizerConfig
-from unclip import __version__, checkpoint, cli
+from unclip import __version__, checkpoint, cli, hub
 from unclip.cli import common
 from unclip.images import metadata, to_pil
 from unclip.nn.transformer import TransformerConfig
@@ -302,6 +302,8 @@ def test_broken_models_end_with_one_line(folder: Path, here: Path) -> None:
     weights = Path("broken/prior/model.safetensors")
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     save_file({**tensors, "network.query": tensors["network.query"] * float("nan")}, weights)
+    assert "model.safetensors is not what was saved" in fails(*ask)
+    checkpoint.seal("broken/prior")
     assert "NaN or infinite weights in network.query" in fails(*ask)
     save_file({name: tensor for name, tensor in tensors.items() if "positions" not in name}, weights)
     assert "1 missing: network.positions" in fails(*ask) and "1 missing" in fails("info", "broken")
@@ -415,4 +417,4 @@ def test_as_a_program(folder: Path, here: Path) -> None:
 def test_the_entry_point() -> None:
     text = (ROOT / "setup.cfg").read_text()
     assert "unclip = unclip.cli:main" in text and callable(cli.main)
-    assert (checkpoint.SHIPPED.parent / "py.typed").exists()
+    assert (hub.SHIPPED.parent / "py.typed").exists()

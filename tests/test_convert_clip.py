@@ -13,9 +13,9 @@ from torch import Tensor
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity, same_identity
 from unclip.convert import clip as clips
-from unclip.convert.files import in_file, in_folder
 from unclip.convert.recipe import Recipe
 from unclip.files import read_json
+from unclip.weights import in_file, in_folder
 
 CAPTIONS = ["a red heart", "", "two dogs and a woman with a very long hat! " * 20]
 

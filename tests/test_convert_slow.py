@@ -20,11 +20,11 @@ from unclip.checkpoint import fill
 from unclip.convert import karlo as family
 from unclip.convert.karlo import NULL_IMAGE
 from unclip.convert.karlo_diffusers import CONDITIONS, PRIOR
-from unclip.convert.pickles import Lazy
 from unclip.convert.table import gather, row
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.types import Cond, Text
+from unclip.weights import Lazy
 from upsamplers.network import UpsamplerNetwork
 
 pytestmark = pytest.mark.slow

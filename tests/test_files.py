@@ -20,6 +20,7 @@ from unclip.config import Config
 from unclip.files import read_json, regular_file, sync, visible, write_files, write_folder
 from unclip.sampling import Sampling
 from unclip.training import state
+from unclip.weights import tensors
 
 
 def test_text_from_files_is_made_visible_and_cut() -> None:
@@ -180,7 +181,7 @@ class Windows:
 
 def test_what_windows_can_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises OSError for what Linux does, which looked like a full disk: a training would never have saved."""
-    for module in (files, state):
+    for module in (files, tensors):
         monkeypatch.setattr(module, "os", Windows())
     write_folder(tmp_path / "new", lambda aside: (aside / "x").write_bytes(b"1") and None)
     write_files([(tmp_path / "y", b"1")])

@@ -46,7 +46,10 @@ def same_identity(expected: Mapping[str, Any], given: Mapping[str, Any], thresho
         if expected.get(name) != given.get(name) and not (blind and name == "image_size"):
             raise ValueError(f"this is another CLIP: expected {name} {expected.get(name)}, given {given.get(name)}")
     for name in ("captions",) if blind else ("captions", "pictures"):
-        a, b = (torch.tensor(record[name], dtype=torch.float64) for record in (expected, given))
+        try:
+            a, b = (torch.tensor(record[name], dtype=torch.float64) for record in (expected, given))
+        except (ValueError, TypeError) as error:  # rows of several lengths
+            raise ValueError(f"{name} of a CLIP identity are no embeddings: {error}") from None
         if a.shape != b.shape:
             raise ValueError(f"this is another CLIP: expected {name} of shape {tuple(a.shape)}, given {tuple(b.shape)}")
         cosine = F.cosine_similarity(a, b, dim=-1).min().item()

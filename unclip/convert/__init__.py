@@ -15,7 +15,7 @@ import torch
 from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
-from unclip.files import read_json, write_folder
+from unclip.files import read_json, visible, write_folder
 
 from . import karlo_diffusers, karlo_original
 
@@ -23,7 +23,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class Open(Protocol):
-    def __call__(self, folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored: ...
+    def __call__(
+        self, folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None
+    ) -> Stored: ...
 
 
 class Family(NamedTuple):
@@ -40,25 +42,31 @@ FAMILIES = (
 )
 
 
-def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored:
+def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None) -> Stored:
     """A pipeline of another format; ValueError that says what was looked for when it is none that is known."""
     for family in FAMILIES:
         if family.recognise(folder):
-            return family.open(folder, source, dtype)
+            return family.open(folder, source, dtype, variant)
     index = folder / "model_index.json"
-    given = f" and model_index.json describes a {read_json(index).get('_class_name')}" if index.is_file() else ""
+    given = f" and model_index.json describes a {visible(read_json(index).get('_class_name'))}" if index.is_file() else ""
     known = "; ".join(family.layout for family in FAMILIES)
     raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{given}; other formats that can be read: {known}")
 
 
-def convert(source: str | Path, folder: str | Path, dtype: str = "float32") -> None:
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    dtype: str = "float32",
+    variant: str | None = None,
+    revision: str | None = None,
+) -> None:
     """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one part in memory at a time.
 
-    dtype: of the stored parameters, one of `DTYPES`.
+    dtype: of the stored parameters, one of `DTYPES`.  variant, revision: as in `open_pipeline`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
-    stored = open_pipeline(source)
+    stored = open_pipeline(source, variant=variant, revision=revision)
     if stored.clip_identity is not None:
         raise ValueError(
             f"{source} has this package's format already; UnCLIP.from_pretrained reads it and save_pretrained stores it"
@@ -71,7 +79,7 @@ def convert(source: str | Path, folder: str | Path, dtype: str = "float32") -> N
             if isinstance(part, CLIP):
                 record = identity(part)
             kinds[name] = type(part).__name__
-            part.write(aside / name, DTYPES[dtype])
+            part.write(aside / name, DTYPES[dtype], name)
             del part
         index = Index(name=stored.name, parts=kinds, candidates=stored.candidates, clip_identity=record)
         (aside / INDEX).write_text(index.to_json())

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip.clip.encoder import Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.weights import Lazy
 
-from .pickles import Lazy
 from .table import Row, row, transposed
 
 LOGIT_SCALE = math.log(100)  # of OpenAI's models; transformers' towers come without it

@@ -18,6 +18,7 @@ from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
 from unclip.checkpoint import Part, Stored
 from unclip.clip.encoder import CLIP
 from unclip.conditions import Caption, Conditions, ImageEmbedding
+from unclip.hub import repository
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.sampling import Sampling
@@ -153,5 +154,5 @@ def assemble(recipes: dict[str, Recipe], folder: Path, source: str, layout: str,
     about = {"family": "Karlo v1 alpha (KakaoBrain)", "license": "CreativeML OpenRAIL-M", "source": source, "layout": layout}
     if "prior" not in recipes:
         about["no_prior"] = NO_PRIOR
-    name = Path(source).name or Path(source).resolve().name or "karlo"
+    name = Path(repository(source)).name or Path(source).resolve().name or "karlo"
     return Stored(folder=folder, name=name, parts=parts, candidates=1, provenance=about, clip_identity=None)

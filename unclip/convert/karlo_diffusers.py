@@ -16,17 +16,17 @@ import torch
 
 from decoder import Decoder
 from prior import DiffusionPrior
-from unclip.checkpoint import Stored, download
+from unclip.checkpoint import Stored
 from unclip.clip.encoder import CLIP
 from unclip.files import read_json
+from unclip.hub import download, repository
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
+from unclip.weights import Lazy, in_folder
 from upsamplers import Upsampler
 
 from . import clip as clips
-from .files import in_folder
 from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
-from .pickles import Lazy
 from .recipe import Recipe, number, require
 from .table import Row, flat, row, rows_of
 
@@ -68,24 +68,24 @@ def recognise(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() and read_json(folder / "model_index.json").get("_class_name") in PIPELINES
 
 
-def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored:
+def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None) -> Stored:
     """The pipeline in a folder; `source` is what its user called it."""
     folders = [folder]
-    if source in OTHER_HALF:
-        repository, names = OTHER_HALF[source]
+    if repository(source) in OTHER_HALF:
+        other, names = OTHER_HALF[repository(source)]
         if not (folder / names[0] / "config.json").is_file():
             try:
-                folders.append(download(repository, [f"{name}/*{end}" for name in names for end in (".json", ".safetensors")]))
+                folders.append(download(other, [f"{name}/*{end}" for name in names for end in (".json", ".safetensors")]))
             except ValueError as error:  # one half is of use without the other
-                warnings.warn(f"{source} goes without {names[0]}, which {repository} would have brought: {error}", stacklevel=2)
-    return _Folder(folders, source).open(dtype)
+                warnings.warn(f"{source} goes without {names[0]}, which {other} would have brought: {error}", stacklevel=2)
+    return _Folder(folders, source, variant).open(dtype)
 
 
 class _Folder:
     """The components' configs, read once; their tensors, known by name and shape."""
 
-    def __init__(self, folders: Sequence[Path], source: str):
-        self.folder, self.source = folders[0], source
+    def __init__(self, folders: Sequence[Path], source: str, variant: str | None = None):
+        self.folder, self.source, self.variant = folders[0], source, variant
         found = {path.name: path for folder in reversed(folders) for path in folder.iterdir() if path.is_dir()}
         self.folders = {name: path for name, path in found.items() if any(path.glob("*.json"))}
         missing = [name for name in NEEDED if name not in self.folders]
@@ -103,6 +103,9 @@ class _Folder:
 
     def config(self, name: str) -> dict[str, Any]:
         return read_json(self.where(name))
+
+    def tensors(self, name: str) -> dict[str, Lazy]:
+        return in_folder(self.folders[name], self.variant)
 
     def where(self, name: str) -> Path:
         return self.folders[name] / "config.json"
@@ -122,13 +125,13 @@ class _Folder:
 
     @cached_property
     def text(self) -> dict[str, Lazy]:
-        return in_folder(self.folders["text_encoder"])
+        return self.tensors("text_encoder")
 
     def clip(self) -> Recipe:
         source, vision, preprocess = dict(self.text), None, {}
         if "image_encoder" in self.folders:
             vision = self.config("image_encoder")
-            source |= in_folder(self.folders["image_encoder"])
+            source |= self.tensors("image_encoder")
         if "feature_extractor" in self.folders:
             preprocess = read_json(self.folders["feature_extractor"] / "preprocessor_config.json")
         where = str(self.folders["text_encoder"])
@@ -152,7 +155,7 @@ class _Folder:
         heads = number(config, "num_attention_heads", where, 32)
         transformer = TransformerConfig(
             width=heads * number(config, "attention_head_dim", where, 64),
-            layers=number(config, "num_layers", where, 20),
+            layers=number(config, "num_layers", where, 20, most=1000),
             heads=heads,
         )
         ours = prior_config(
@@ -161,7 +164,7 @@ class _Folder:
             context=number(config, "num_embeddings", where, 77),
             clamp=float(schedule.get("clip_sample_range", 5.0)) if schedule.get("clip_sample", True) else None,
         )
-        return Recipe(DiffusionPrior, ours, PRIOR, in_folder(self.folders["prior"]), str(self.folders["prior"]))
+        return Recipe(DiffusionPrior, ours, PRIOR, self.tensors("prior"), str(self.folders["prior"]))
 
     def decoder(self) -> Recipe:
         config, where = self.config("decoder"), self.where("decoder")
@@ -172,8 +175,8 @@ class _Folder:
         tokens = number(projection, "clip_extra_context_tokens", at, 4)
         require(projection, at, cross_attention_dim=context)
         unet = self.unet("decoder", in_channels=3, out_channels=6)
-        source = {f"decoder.{name}": x for name, x in in_folder(self.folders["decoder"]).items()}
-        source |= {f"text_proj.{name}": x for name, x in in_folder(self.folders["text_proj"]).items()}
+        source = {f"decoder.{name}": x for name, x in self.tensors("decoder").items()}
+        source |= {f"text_proj.{name}": x for name, x in self.tensors("text_proj").items()}
         ours = decoder_config(
             unet,
             context,
@@ -202,7 +205,7 @@ class _Folder:
         source: dict[str, Lazy] = {}
         table: dict[str, Row] = {}
         for name, prefix in (("super_res_first", ""), ("super_res_last", "last_")):
-            source |= {f"{name}.{key}": x for key, x in in_folder(self.folders[name]).items()}
+            source |= {f"{name}.{key}": x for key, x in self.tensors(name).items()}
             table |= denoising(unet, "diffusers", f"{name}.", f"network.{prefix}time.", f"network.{prefix}unet.")
         ours = upsampler_config(unet, size // self.image_size)
         return Recipe(Upsampler, ours, table, source, f"{self.folders['super_res_first']} with super_res_last")
@@ -232,7 +235,7 @@ class _Folder:
             raise ValueError(f"{where}: resnet_time_scale_shift is {modulation!r}; known are 'default' and 'scale_shift'")
         return UNetConfig(
             channels=widths[0],
-            depth=number(config, "layers_per_block", where, 2),
+            depth=number(config, "layers_per_block", where, 2, most=100),
             multiple=tuple(width // widths[0] for width in widths),
             attention=attention,
             head_channels=number(config, "attention_head_dim", where, 8) if attention else 64,

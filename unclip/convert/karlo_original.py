@@ -12,12 +12,11 @@ from prior import DiffusionPrior
 from unclip.checkpoint import Stored
 from unclip.clip.encoder import CLIP
 from unclip.nn.transformer import TransformerConfig
+from unclip.weights import Lazy, named, tree
 from upsamplers import Upsampler
 
 from . import clip as clips
-from .files import named, tree
 from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
-from .pickles import Lazy
 from .recipe import Recipe
 from .table import flat, heads_last, row, rows_of, under
 from .unet import adm_config
@@ -65,13 +64,14 @@ def recognise(folder: Path) -> bool:
     return any(any(folder.glob(FILES[name])) for name in ("prior", "decoder", "upsampler"))
 
 
-def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None) -> Stored:
-    """The pipeline in a folder of the five files; `source` is what its user called it."""
+def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None) -> Stored:
+    """The pipeline in a folder of the five files; `source` is what its user called it.  variant: a file's name, of several."""
     found = {name: sorted(folder.glob(pattern)) for name, pattern in FILES.items()}
+    found = {name: [path for path in paths if path.name == variant] or paths for name, paths in found.items()}
     missing = [FILES[name] for name, paths in found.items() if not paths]
     several = [FILES[name] for name, paths in found.items() if len(paths) > 1]
     if missing or several:
-        wrong = f"it has no {', '.join(missing)}" if missing else f"it has several {', '.join(several)}"
+        wrong = f"it has no {', '.join(missing)}" if missing else f"it has several {', '.join(several)} (variant=FILE takes one)"
         raise ValueError(f"{source} is no whole Karlo: {wrong}; a whole one has one each of {', '.join(FILES.values())}")
     paths = {name: path for name, (path,) in found.items()}
     clip = _clip(paths["clip"])

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unclip.checkpoint import Part, build, fill
-from unclip.config import Config
+from unclip.building import build, fill, sketch
+from unclip.checkpoint import Part
+from unclip.config import Config, visible
+from unclip.weights import Lazy
 
-from .pickles import Lazy
 from .table import Table, gather
 
 
@@ -29,14 +30,15 @@ class Recipe(NamedTuple):
 
     def make(self, dtype: torch.dtype | None = None) -> Part[Any]:
         """The part, its parameters in `dtype` (None = float32); ValueError unless every tensor fits."""
-        part = build(self.part, self.config, dtype)
-        state = part.state_dict()
+        part = sketch(self.part, self.config, dtype, self.where)  # not built before its sizes are known to be the source's
         # Buffers that the table does not name are no weights: they keep what their constructor gave them.
         parameters = {name for name, _ in part.named_parameters()}
-        wanted = {name: x for name, x in state.items() if name in parameters or name in self.table}
+        wanted = {name: x for name, x in part.state_dict().items() if name in parameters or name in self.table}
         wanted = {name: x for name, x in wanted.items() if name not in self.constants}
         made = gather(self.table, wanted, self.source, self.where, self.ignored)
-        fill(part, {**state, **self.constants, **made}, self.where)
+        part = build(self.part, self.config, dtype)
+        fill(part, {**part.state_dict(), **self.constants, **made}, self.where)
+        part.check()
         return part.eval()
 
 
@@ -44,15 +46,15 @@ def require(config: Mapping[str, Any], where: Path, **allowed: Any) -> None:
     """ValueError unless each setting that is there has the one value that is understood."""
     wrong = {name: config[name] for name, value in allowed.items() if name in config and config[name] != value}
     if wrong:
-        told = ", ".join(f"{name} is {value!r}, not {allowed[name]!r}" for name, value in wrong.items())
+        told = ", ".join(f"{name} is {visible(repr(value))}, not {allowed[name]!r}" for name, value in wrong.items())
         raise ValueError(f"{where} describes something else than Karlo's: {told}")
 
 
-def number(config: Mapping[str, Any], name: str, where: Path, default: int | None = None) -> int:
-    """A whole number of a config."""
+def number(config: Mapping[str, Any], name: str, where: Path, default: int | None = None, most: int = 100_000) -> int:
+    """A whole number of a config; more than `most` is a mistake, whose tables and tensors would ask for all memory."""
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: {name} is {value!r}; it must be a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{where}: {name} is {visible(repr(value))}; it must be a whole number from 1 to {most}")
     return value
 
 

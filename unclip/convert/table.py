@@ -13,9 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unclip.checkpoint import refuse_problems
-
-from .pickles import Lazy
+from unclip.building import refuse_problems
+from unclip.weights import Lazy
 
 
 class Row(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from unclip.nn.unet import UNetConfig
+from unclip.weights import Lazy
 
-from .pickles import Lazy
 from .table import Row, as_convolution, heads_last, row
 
 Layout = Literal["diffusers", "adm"]

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unclip.config import Config
-from unclip.files import write_files
+from unclip.files import visible, write_files
 from unclip.sampling import Sampling
-
-if TYPE_CHECKING:
-    pass
+from unclip.weights import header, read_tensors, to_bytes
 
 FORMAT = "unclip-latent-3"
 
@@ -75,27 +73,23 @@ class Latent:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written aside and renamed."""
-        from safetensors.torch import save
-
         about = About(sampling=self.sampling, captions=self.captions, models=dict(self.models))
         tensors = {"image_embed": self.image_embed.cpu().contiguous(), "x_t": self.x_t.cpu().contiguous()}
-        write_files([(Path(path), save(tensors, metadata={"format": FORMAT, "about": about.to_json()}))])
+        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT, "about": about.to_json()}))])
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:
         """Read a latent; ValueError when the file is none, or damaged."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if (written := metadata.get("format")) != FORMAT:
-                    if str(written).startswith(FORMAT[:-1]):
-                        raise ValueError(f"{path} was written by an earlier version ({written}): invert the picture again")
-                    raise ValueError(f"{path} is a safetensors file but no latent (format {written!r})")
-                about = About.from_json(metadata.get("about", ""), source=str(path))
-                # Cloned, so that the file may be replaced or removed while the latent lives.
-                image_embed, x_t = file.get_tensor("image_embed").clone(), file.get_tensor("x_t").clone()
-        except (SafetensorError, OSError) as error:
+            metadata = header(path).metadata
+            tensors = read_tensors(Path(path).expanduser(), {})
+        except ValueError as error:
             raise ValueError(f"{path} cannot be read as a latent: {error}") from None
-        return cls(image_embed, x_t, about.sampling, about.captions, about.models)
+        if (written := metadata.get("format")) != FORMAT:
+            if str(written).startswith(FORMAT[:-1]):
+                raise ValueError(f"{path} was written by an earlier version ({visible(written)}): invert the picture again")
+            raise ValueError(f"{path} is a safetensors file but no latent (format {visible(repr(written))})")
+        about = About.from_json(metadata.get("about", ""), source=str(path))
+        if sorted(tensors) != ["image_embed", "x_t"] or not all(torch.isfinite(x).all() for x in tensors.values()):
+            raise ValueError(f"{path} is no latent: it must hold image_embed and x_t, all numbers finite, and nothing else")
+        return cls(tensors["image_embed"], tensors["x_t"], about.sampling, about.captions, about.models)

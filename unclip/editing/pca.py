@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from unclip.files import write_files
 from unclip.metrics import principal
+from unclip.weights import header, read_tensors, to_bytes
 
 FORMAT = "unclip-pca-1"
 FILE = "pca.safetensors"  # beside the index of a pipeline
@@ -51,20 +53,26 @@ class PCA:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written aside and renamed."""
-        from safetensors.torch import save
-
         tensors = {"mean": self.mean, "components": self.components, "variances": self.variances}
-        write_files([(Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": FORMAT}))])
+        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT}))])
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:
         """ValueError when the file holds no components, or is damaged."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise ValueError(f"{path} is a safetensors file but holds no principal components: make it with PCA.fit")
-                return cls(*(file.get_tensor(name).clone() for name in ("mean", "components", "variances")))
-        except (SafetensorError, OSError) as error:
+            metadata = header(path).metadata
+            tensors = read_tensors(Path(path), {})
+        except ValueError as error:
             raise ValueError(f"{path} cannot be read as principal components: {error}") from None
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is a safetensors file but holds no principal components: make it with PCA.fit")
+        wrong = f"{path} holds no principal components: expected mean (d), components (d, d), orthonormal, and variances (d)"
+        d = len(tensors["mean"]) if "mean" in tensors and tensors["mean"].ndim == 1 else 0
+        shapes = {"mean": (d,), "components": (d, d), "variances": (d,)}
+        if not d or {name: tuple(x.shape) for name, x in tensors.items()} != shapes:
+            raise ValueError(wrong)
+        made = cls(**tensors)
+        straight = (made.components.T @ made.components - torch.eye(d)).abs().amax() < 1e-2  # False for NaN
+        if not straight or not (made.variances >= -1e-4 * made.variances.amax()).all() or not torch.isfinite(made.mean).all():
+            raise ValueError(wrong)
+        return made

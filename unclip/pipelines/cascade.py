@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unclip import checkpoint
+from unclip.index import same_sizes
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
@@ -267,10 +268,14 @@ class Cascade:
         classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
         dtype: torch.dtype | None = None,
         offload: bool = False,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> Cascade:
         """Load a folder or a Hugging Face hub id; the arguments are those of `UnCLIP.from_pretrained`."""
-        stored = checkpoint.open_pipeline(source, classes, dtype)
+        stored = checkpoint.open_pipeline(source, classes, dtype, variant, revision)
         store.refuse_kind(stored, "Cascade", source)
         parts = store.load(stored.parts, offload)
         uppers = [part for name, part in parts.items() if name.startswith("upsampler_")]
-        return cls(parts["decoder"], uppers, guide=parts.get("guide"), name=stored.name, provenance=stored.provenance)
+        made = cls(parts["decoder"], uppers, guide=parts.get("guide"), name=stored.name, provenance=stored.provenance)
+        same_sizes(stored.parts, made.parts, str(source))
+        return made

@@ -20,13 +20,15 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     prior: str = "prior",
     offload: bool = False,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> UnCLIP | Cascade:
     """Load a pipeline as what its index says it is; the arguments are those of `UnCLIP.from_pretrained`.
 
     prior: of an UnCLIP; ValueError where another than the first is asked of a cascade.
     """
-    if checkpoint.kind_of(source) == "UnCLIP":
-        return UnCLIP.from_pretrained(source, classes, dtype, prior, offload)
+    if checkpoint.kind_of(source, revision) == "UnCLIP":
+        return UnCLIP.from_pretrained(source, classes, dtype, prior, offload, variant, revision)
     if prior != checkpoint.PRIORS[0]:
         raise ValueError(f"{source} holds a cascade, which has no part {prior!r}")
-    return Cascade.from_pretrained(source, classes, dtype, offload)
+    return Cascade.from_pretrained(source, classes, dtype, offload, variant, revision)

@@ -33,7 +33,7 @@ def save(
         for name, part in parts.items():
             if not isinstance(part, Part):
                 raise ValueError(f"the {name}, a {type(part).__name__}, cannot be saved: it is no unclip.checkpoint.Part")
-            part.write(aside / name, dtype)
+            part.write(aside / name, dtype, name)
         made = index({name: type(part).__name__ for name, part in parts.items()})
         (aside / checkpoint.INDEX).write_text(made.to_json())
         if components is not None:

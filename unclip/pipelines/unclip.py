@@ -16,6 +16,7 @@ from unclip.config import Config
 from unclip.editing import edits
 from unclip.editing.latent import Latent
 from unclip.editing.pca import PCA
+from unclip.index import same_sizes
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
@@ -271,6 +272,8 @@ class UnCLIP(OverCascade):
         dtype: torch.dtype | None = None,
         prior: str = "prior",
         offload: bool = False,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> UnCLIP:
         """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"; also Karlo's weights.
 
@@ -280,8 +283,10 @@ class UnCLIP(OverCascade):
         prior: which of the parts draws the embeddings; "ar_prior" where there is one.
         offload: at most one part's weights are in memory, read from the files when it is used (see unclip.offload); the same
         pictures to the last bit.
+        variant: which weights, where folders hold several, as "fp16" ("plain" for those that name none).  revision: of a
+        repository of the hub, a branch, tag or commit; also as "owner/name@revision".
         """
-        stored = checkpoint.open_pipeline(source, classes, dtype)
+        stored = checkpoint.open_pipeline(source, classes, dtype, variant, revision)
         store.refuse_kind(stored, "UnCLIP", source)
         parts = store.load(store.with_prior(stored, prior, source), offload)
         pipe = cls(
@@ -295,6 +300,7 @@ class UnCLIP(OverCascade):
             clip_identity=stored.clip_identity,
             components=store.components_of(stored),
         )
+        same_sizes(stored.parts, pipe.parts, str(source))
         for name in {prior, "decoder"} & set(parts):  # in a pipeline of other parts they still know their CLIP
             parts[name].clip_identity = pipe.clip_identity
         return pipe

@@ -9,20 +9,19 @@ on reading and the one before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from unclip.files import sync
+from unclip.weights import sha256_of, write_tensors
+from unclip.weights.tensors import in_order
 
 from .config import TrainConfig
 from .shard import Spread
@@ -86,40 +85,10 @@ def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) 
         raise
 
 
-def write_tensors(path: Path, entries: Mapping[str, Any], tensors: Iterator[Tensor]) -> str:
-    """A safetensors file of `entries`, whose data come one by one, in `_order`; returns its SHA-256."""
-    head: dict[str, Any] = {}
-    end = 0
-    for name in _order(entries):
-        shape, dtype = entries[name].shape, entries[name].dtype
-        start, end = end, end + shape.numel() * dtype.itemsize
-        head[name] = {"dtype": NAMES[str(dtype).partition(".")[2]], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)  # data start at a multiple of 8
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        parts: Iterator[bytes | memoryview] = itertools.chain([len(text).to_bytes(8, "little"), text], map(_bytes, tensors))
-        for part in parts:
-            file.write(part)
-            digest.update(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _order(entries: Mapping[str, Any]) -> list[str]:
-    """Wide types first, so that each number lies at a multiple of its size."""
-    return sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
-
-
 def _whole(entries: Mapping[str, Any]) -> Iterator[Tensor]:
-    for name in _order(entries):
+    for name in in_order(entries):
         entry = entries[name]
         yield entry.whole() if isinstance(entry, Spread) else entry
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def newest(run_dir: Path, only: tuple[str, ...] | None = None) -> State | None:
@@ -207,7 +176,7 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:
                 return {}, f"{name} is missing"
             if path.stat().st_size != expected["size"]:
                 return {}, f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if _hash(path) != expected["sha256"]:
+            if sha256_of(path) != expected["sha256"]:
                 return {}, f"the contents of {name} have changed"
         int(index["step"])
     except FileNotFoundError:
@@ -215,11 +184,3 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, f"{INDEX} cannot be read"
     return index, None
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
