@@ -24,6 +24,7 @@ class Decoder(Part[DecoderConfig]):
     """ADM with a label, GLIDE with a caption; unCLIP adds the embedding as four context tokens and to the timestep's (2.1)."""
 
     config_class = DecoderConfig
+    task_class = "DecoderTask"
 
     def __init__(self, config: DecoderConfig):
         super().__init__()

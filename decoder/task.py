@@ -7,12 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
+from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.training.evaluation import losses, mean_losses, partner_texts, partners
-from unclip.training.task import Task, require
+from unclip.training.task import Answers, Task, Widths, complete_null, name_classes, require
 from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Text
 
+from .config import DecoderConfig
 from .decoder import Decoder
 
 NOISY = 0.25  # signal-to-noise ratio at which it is asked what the conditions change: layout is open there, noise not all
@@ -36,7 +38,7 @@ class DecoderTask(Task):
         images = fit_square(batch.images, self.model.image_size)
         return self.model.loss(images, self._cond(batch), noise=noise)
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Losses, and at one noisy timestep what another sample's conditions change in the predicted picture.
 
         `error` is the RMS error of that prediction, `change` how far it moves (RMS) under the partner's embedding or text
@@ -74,6 +76,39 @@ class DecoderTask(Task):
     def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"]:
         """Pictures for the batch's own embeddings."""
         return self.model.sample(self._cond(batch), noise=noise)
+
+    @classmethod
+    def reads(cls, config: Config) -> tuple[str, ...]:
+        assert isinstance(config, DecoderConfig)
+        text = config.conditions.text
+        fields = {"image_embed": "image_embed", "text": "text", "label": "labels"}
+        if text is not None and text.tokenizer != "given":
+            fields["text"] = "captions"
+        return ("images", *(fields[name] for name in config.conditions.takes if name in fields))
+
+    @classmethod
+    def widths(cls, config: Config) -> Widths | None:
+        assert isinstance(config, DecoderConfig)
+        image, text = config.conditions.image_embed, config.conditions.text
+        if text is None:
+            return None if image is None else Widths(image.embed_dim)
+        embed = text.embed_dim if image is None else image.embed_dim
+        return Widths(embed or 1, text.context, text.states_width or 1)
+
+    @classmethod
+    def resolve(cls, config: Config, answers: Answers) -> Config:
+        """With the names of the data's classes."""
+        assert isinstance(config, DecoderConfig)
+        return config.replace(conditions=name_classes(config.conditions, answers.classes))
+
+    @classmethod
+    def image_size(cls, config: Config) -> int:
+        assert isinstance(config, DecoderConfig)
+        return config.image_size
+
+    def complete(self, answers: Answers, fresh: bool) -> list[str]:
+        """The null, where it is CLIP's empty caption."""
+        return complete_null(self.model, answers)
 
     def _cond(self, batch: Batch) -> Cond:
         takes, caption = self.model.takes, self.model.config.conditions.text

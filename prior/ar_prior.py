@@ -72,6 +72,7 @@ class ARPrior(Part[ARPriorConfig]):
     """Predicts an embedding's symbols one after the other, with cross-entropy."""
 
     config_class = ARPriorConfig
+    task_class = "PriorTask"
     candidates = 1  # of its own dot product it draws the upper half already
 
     def __init__(self, config: ARPriorConfig):
@@ -178,6 +179,10 @@ class ARPrior(Part[ARPriorConfig]):
         components = self.quantizer.encode(self.scaling.scale(image_embed))
         dot = _dot(image_embed, text_embed.to(self.device))
         return torch.cat([self.dot.encode(dot), components], dim=1)
+
+    @property
+    def fitted(self) -> bool:
+        return not bool(self.dot.edges.isnan().any())
 
     def fit(self, image_embeds: Float[Tensor, "n d"], text_embeds: Float[Tensor, "_ _"]) -> None:
         """Take components, buckets and how often each is met from raw embeddings of the training data and its captions.

@@ -44,6 +44,7 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
     """|| f(y) - z_i ||^2 + contrast * cross-entropy of picking the own caption's z_t among the batch's."""
 
     config_class = ContrastivePriorConfig
+    task_class = "PriorTask"
     candidates = 1  # every draw is the same
     couples_samples = True  # by its loss
 
@@ -54,7 +55,11 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
         self.network = PriorNetwork(config.network)
         self.scaling = Scaling(self.embed_dim, "std", "unit")
 
-    def fit(self, image_embeds: Float[Tensor, "n d"]) -> None:
+    @property
+    def fitted(self) -> bool:
+        return self.scaling.fitted
+
+    def fit(self, image_embeds: Float[Tensor, "n d"], text_embeds: Tensor | None = None) -> None:
         """Take the mean norm of raw embeddings of the training data; before training."""
         self.scaling.fit(image_embeds)
 

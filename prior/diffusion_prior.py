@@ -47,6 +47,7 @@ class DiffusionPrior(Part[PriorConfig]):
     """Predicts the clean embedding from the noised one, with a squared error."""
 
     config_class = PriorConfig
+    task_class = "PriorTask"
     x0_variance: Tensor  # (T + 1): how uncertain x0 is at t, mean per dimension, standardised; NaN = not measured
     x0_bound: Tensor  # mean square of the standardised embeddings
 
@@ -144,7 +145,11 @@ class DiffusionPrior(Part[PriorConfig]):
         """The timesteps that `sample` visits, descending."""
         return spaced(self.schedule.T, (sampling or self.config.sampling).steps)
 
-    def fit(self, image_embeds: Float[Tensor, "n d"]) -> None:
+    @property
+    def fitted(self) -> bool:
+        return self.scaling.fitted
+
+    def fit(self, image_embeds: Float[Tensor, "n d"], text_embeds: Tensor | None = None) -> None:
         """Take the statistics that scaling needs from raw embeddings of the training data; before training."""
         self._check(image_embeds)
         self.scaling.fit(image_embeds)

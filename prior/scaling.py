@@ -34,6 +34,12 @@ class Scaling(nn.Module):
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("std", torch.zeros(dim))
 
+    @property
+    def fitted(self) -> bool:
+        """Whether statistics were ever taken: embeddings of norm exactly 1 on average are those of one just made."""
+        known = bool(torch.isfinite(self.norm)) and float(self.norm) not in (0.0, 1.0)
+        return known and (self.kind != "statistics" or bool((self.std > 0).all()))
+
     @torch.no_grad()
     def fit(self, raw: Float[Tensor, "n d"]) -> None:
         """Take the statistics from data, all or nothing."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.training.evaluation import caption_ids, chance, losses, mean_losses, retrieval
-from unclip.training.task import Task, require
+from unclip.training.task import Answers, Task, Widths, complete_null, require
+from unclip.trees import move
 from unclip.types import Batch, ImageTextEncoder, Losses, Text
 
-from .ar_prior import ARPrior
-from .contrastive_prior import ContrastivePrior
-from .diffusion_prior import DiffusionPrior
+from .ar_prior import ARPrior, ARPriorConfig
+from .contrastive_prior import ContrastivePrior, ContrastivePriorConfig
+from .diffusion_prior import DiffusionPrior, PriorConfig
+
+STATISTICS = 16_384  # samples whose embeddings give them
+MEASURED = 256  # for the analytic variance
 
 
 class PriorTask(Task):
@@ -29,7 +36,7 @@ class PriorTask(Task):
         image_embed, text = self._inputs(batch)
         return self.model.loss(image_embed, text, noise=noise)
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Losses, and one embedding drawn for each caption beside the true one and the caption's."""
         true, text = self._inputs(batch)
         drawn = self.model.sample(text, noise=noise.at("sample"), sampling=self._sampling())[:, 0]
@@ -52,6 +59,40 @@ class PriorTask(Task):
         for k in (1, 5):
             found |= {f"R@{k}": own[f"R@{k}"], f"R@{k}/text": costless[f"R@{k}"], f"R@{k}/chance": chance(ids, k)}
         return found | {"norm": float((drawn.double().norm(dim=-1) / true.double().norm(dim=-1)).mean())}
+
+    @classmethod
+    def reads(cls, config: Config) -> tuple[str, ...]:
+        return "image_embed", "text"
+
+    @classmethod
+    def widths(cls, config: Config) -> Widths:
+        assert isinstance(config, (PriorConfig, ARPriorConfig, ContrastivePriorConfig))
+        network = config.network
+        return Widths(network.embed_dim, network.context, network.states_width or 1)
+
+    @classmethod
+    def resolve(cls, config: Config, answers: Answers) -> Config:
+        """With the number of an AR prior's components, where it gives a share of the variance."""
+        if isinstance(config, ARPriorConfig) and isinstance(config.quantizer.dims, float):
+            return config.resolve(answers.samples(STATISTICS)[0])
+        return config
+
+    def complete(self, answers: Answers, fresh: bool) -> list[str]:
+        """Statistics of the embeddings, and the null."""
+        made = []
+        if fresh or not self.model.fitted:
+            image_embed, text = answers.samples(STATISTICS)
+            self.model.fit(image_embed, text.z_t)
+            made.append(f"statistics of the embeddings were measured on {len(image_embed)} of them")
+        return made + complete_null(self.model, answers)
+
+    @staticmethod
+    def measure(model: Any, answers: Answers) -> None:
+        """A diffusion prior's analytic variance at the timesteps that it visits by default; nothing for others."""
+        if isinstance(model, DiffusionPrior) and model.config.sampling.variance == "analytic":
+            image_embed, text = answers.samples(MEASURED)
+            noise = Noise.of(0, range(len(image_embed))).at("measure")
+            model.measure_variance(image_embed, move(text, model.device), model.config.sampling.steps, noise)
 
     def _sampling(self) -> Sampling | None:
         """The prior's own, but for the analytic variance, which is measured after training."""

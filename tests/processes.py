@@ -26,7 +26,7 @@ from unclip.types import Batch, Losses, Text  # noqa: E402
 
 # eps: where a gradient is nothing but rounding, as that of attention's key biases is, Adam would make it as large as any other.
 CONFIG = BASE.replace(steps=5, lr=1e-3, eps=1e-4, ema=(0.5, 0.9), log_every=1)
-PLAIN = CONFIG.replace(examine_every=5, examine_samples=7)
+PLAIN = CONFIG.replace(validate_every=5, validation_samples=7)
 SHARDED = PLAIN.replace(shard=True)
 
 
@@ -92,7 +92,7 @@ RUNS = {
 def run(name: str, out: Path, **changes: object) -> Task:
     task, data, config = RUNS[name]
     made = task()
-    held_out = data() if config.examine_every else None
+    held_out = data() if config.validate_every else None
     trained = train(made, data(), config.replace(**changes), out / name, held_out=held_out)
     if trained.ema and torch.distributed.is_initialized():
         saved = load_ema(out / name)
@@ -152,12 +152,13 @@ def last(out: Path) -> None:
 
 
 def leave() -> None:
-    """Let go of the other processes before the interpreter ends, where gloo's threads may abort it (torch 2.14)."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    """End the process with what it has done: on the way out of the interpreter gloo's threads may abort it (torch 2.14)."""
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     {"lose": lose, "last": last, "main": main}[sys.argv[2]](Path(sys.argv[1]))
-    leave()
+    if sys.argv[2] == "main":
+        leave()

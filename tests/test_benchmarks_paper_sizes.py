@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from benchmarks import paper_sizes
-from experiments.recipes import find, names, paper
+from experiments.recipes import paper
 from unclip.clip.encoder import CLIP
 from unclip.randomness import Noise
+from unclip.runs import Training, build, finish
+from unclip.runs.recipes import find, functions
 
 # rows of Table 3: stage -> (schedule, sampling steps, weight decay, batch, iterations, learning rate, beta2, eps, EMA)
 TABLE3 = {
@@ -29,10 +31,10 @@ def sizes() -> dict[tuple[str, str], paper_sizes.Row]:
 
 
 def test_every_stage_has_a_recipe():
-    assert {f"paper.{stage}" for stage in STAGES} == {name for name in names() if name.startswith("paper.")}
+    assert {f"paper.{stage}" for stage in STAGES} == {name for name in functions() if name.startswith("paper.")}
     for stage in STAGES:
         recipe = find(f"paper.{stage}")
-        assert type(recipe).from_json(recipe.to_json()) == recipe
+        assert isinstance(recipe, Training) and Training.from_json(recipe.to_json()) == recipe
 
 
 @pytest.mark.parametrize("stage", TABLE3)
@@ -152,22 +154,23 @@ CLIP_TINY = [
 ]
 UNET_TINY = ["model.unet.channels=32", "model.unet.depth=1", "model.unet.multiple=[1,1]"]
 TINY = {
-    "clip": [*CLIP_TINY, "size=32"],
+    "clip": [*CLIP_TINY, "data.size=32"],
     "prior": [
-        *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")), "model.network.embed_dim=16", "size=32",
+        *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
+        "model.network.embed_dim=16", "data.size=32",
     ],
     "ar_prior": [
         *(f"model.network.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
         *(f"model.network.text_transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
-        "model.network.embed_dim=16", "model.quantizer.dims=2", "size=32",
+        "model.network.embed_dim=16", "model.quantizer.dims=2", "data.size=32",
     ],
     "decoder": [
         *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16", "model.image_size=8",
-        "model.conditions.image_embed.embed_dim=16", "model.conditions.width=16", "size=32",
+        "model.conditions.image_embed.embed_dim=16", "model.conditions.width=16", "data.size=32",
         *(f"model.conditions.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
     ],
-    "upsampler_256": [*UNET_TINY, "size=32"],
-    "upsampler_1024": [*UNET_TINY, "size=32"],
+    "upsampler_256": [*UNET_TINY, "data.size=32"],
+    "upsampler_1024": [*UNET_TINY, "data.size=32"],
 }  # fmt: skip
 
 
@@ -182,19 +185,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip_folder(folder, tmp_path_factory):
-    recipe = paper.clip().override(*TINY["clip"], f"folder={folder}")
-    task, _ = recipe.build()
-    run = tmp_path_factory.mktemp("run")
-    recipe.finish(task.model, run)
-    recipe.finish(task.model, run)  # a run continued after its end
+    recipe, run = paper.clip().override(*TINY["clip"], f"data.source={folder}"), tmp_path_factory.mktemp("run")
+    built = build(recipe)
+    finish(recipe, built, built.task.model.state_dict(), run)
+    finish(recipe, built, built.task.model.state_dict(), run)  # a run continued after its end
     return run / "model"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_recipes_train(stage, folder, clip_folder):
-    settings = [*TINY[stage], f"folder={folder}", *([f"clip={clip_folder}"] if stage in ("prior", "ar_prior", "decoder") else [])]
+    taught = [f"clip={clip_folder}"] if stage in ("prior", "ar_prior", "decoder") else []
+    settings = [*TINY[stage], f"data.source={folder}", *taught]
     state = torch.random.get_rng_state()
-    task, data = find(f"paper.{stage}").override(*settings).build()
+    task, data, *_ = build(find(f"paper.{stage}").override(*settings))
     assert torch.equal(torch.random.get_rng_state(), state) and len(data) == 3
     noise = Noise.of(0, range(3))
     losses = task(data.batch([0, 1, 2], noise), noise)
@@ -203,17 +206,19 @@ def test_recipes_train(stage, folder, clip_folder):
     assert sum(p.grad is not None and bool(p.grad.any()) for p in task.model.parameters()) >= 2
 
 
-def test_missing_folders_are_named(folder):
+def test_missing_folders_are_named(folder, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for stage in STAGES:
-        with pytest.raises(ValueError, match="folder=/path/to/pictures"):
-            find(f"paper.{stage}").build()
+        taught = [f"clip={clip_folder}"] if find(f"paper.{stage}").clip else []
+        with pytest.raises(ValueError, match="pictures is not there: expected a folder of pictures"):
+            build(find(f"paper.{stage}").override(*TINY[stage], *taught))
     for stage in ("prior", "ar_prior", "decoder"):
-        with pytest.raises(ValueError, match="clip=runs/paper.clip/model"):
-            find(f"paper.{stage}").replace(folder=str(folder)).build()
-    with pytest.raises(ValueError, match="nowhere is no folder"):
-        paper.clip().replace(folder="nowhere").build()
+        with pytest.raises(ValueError, match="no model 'runs/paper.clip/model'"):
+            build(find(f"paper.{stage}").override(f"data.source={folder}"))
+    with pytest.raises(ValueError, match="nowhere is not there"):
+        build(paper.clip().override(*TINY["clip"], "data.source=nowhere"))
 
 
-def test_the_teacher_is_frozen(clip_folder):
-    teacher = paper.prior().replace(clip=str(clip_folder)).teacher()
+def test_the_teacher_is_frozen(folder, clip_folder):
+    teacher = build(paper.prior().override(*TINY["prior"], f"data.source={folder}", f"clip={clip_folder}")).clip
     assert isinstance(teacher, CLIP) and not teacher.training and not any(p.requires_grad for p in teacher.parameters())

@@ -41,10 +41,10 @@ from benchmarks.dalle2_pytorch.settings import (
     small_ours,
 )
 from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
-from experiments.recipes import find
 from prior import DiffusionPrior
 from unclip.data.files import cache_folder
 from unclip.nn.unet import Block, UNet
+from unclip.runs.recipes import find
 
 # Ours
 

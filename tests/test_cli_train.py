@@ -21,6 +21,7 @@ from prior import ARNetworkConfig, ARPriorConfig, ContrastivePriorConfig, Quanti
 from unclip import DiffusionPrior, UnCLIP
 from unclip.cli import app
 from unclip.cli.common import Errors
+from unclip.cli.starters import starter
 from unclip.cli.train import _story
 from unclip.clip import CLIPConfig
 from unclip.config import Config
@@ -28,8 +29,9 @@ from unclip.data.embeddings import Embeddings, precompute
 from unclip.data.open import open_data
 from unclip.images import to_pil
 from unclip.randomness import Noise
-from unclip.runs.starters import starter
-from unclip.runs.training import CLASSES, Training, build, config_of, named_clip
+from unclip.runs import Training, build
+from unclip.runs.components import named_clip
+from unclip.runs.names import component_class
 from unclip.training import load_ema, read_log
 from upsamplers.filters import resize
 
@@ -75,13 +77,13 @@ def models() -> dict[str, Config]:
 
 
 def file(name: str, stage: str, **changes: Any) -> str:
-    given: dict[str, Any] = {"stage": stage, "data": {"source": "pictures"}, "train": TRAIN}
+    given: dict[str, Any] = {"data": {"source": "pictures"}, "train": TRAIN}
     if stage in ("prior", "ar_prior", "contrastive_prior", "decoder"):
         given["clip"] = "model"
     if stage == "upsampler":
         given["data"]["size"] = 64
     if "start" not in changes:
-        given["model"] = json.loads(models()[stage].to_json())
+        given["model"] = {"class": component_class(models()[stage]).__name__, **json.loads(models()[stage].to_json())}
     path = Path(f"{name}.json")
     path.write_text(json.dumps(given | changes))
     return str(path)
@@ -90,7 +92,7 @@ def file(name: str, stage: str, **changes: Any) -> str:
 def test_every_stage_from_pictures_to_a_pipeline() -> None:
     for stage in models():
         out = call("train", file(stage, stage, held_out={"source": "pictures"}))
-        assert "step 2/2" in out and "examined" in out and out.splitlines()[-1] == f"runs/{stage}/model"
+        assert "step 2/2" in out and "validated" in out and out.splitlines()[-1] == f"runs/{stage}/model"
     chosen = ["--prior", "runs/prior", "--decoder", "runs/decoder"]
     chosen += ["--upsampler", "runs/upsampler", "--upsampler", "model:upsampler_256"]
     call("assemble", "mine", "--clip", "model", *chosen, "--ar-prior", "runs/ar_prior")
@@ -117,13 +119,13 @@ def test_the_same_command_goes_on() -> None:
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-@pytest.mark.parametrize("start", ["model", "model/prior", "runs/from_model"])
+@pytest.mark.parametrize("start", ["model:prior", "model/prior", "runs/from_model"])
 def test_training_on_with_frozen_parameters(start: str) -> None:
     if start.startswith("runs"):
-        call("train", file("from_model", "prior", start="model"))
+        call("train", file("from_model", "prior", start="model:prior"))
     frozen = TRAIN | {"freeze": ["network.transformer.*", "network.out.*"]}
     out = call("train", file("tuned", "prior", start=start, train=frozen), "--run", f"runs/tuned_{start.replace('/', '_')}")
-    assert "missing" in out or start != "model"  # the tiny prior has never seen an embedding
+    assert "missing" in out or start != "model:prior"  # the tiny prior has never seen an embedding
     folder = Path("model/prior") if start != "runs/from_model" else Path("runs/from_model/model")
     before = DiffusionPrior.from_pretrained(folder).state_dict()
     after = DiffusionPrior.from_pretrained(Path("runs") / f"tuned_{start.replace('/', '_')}" / "model").state_dict()
@@ -165,15 +167,15 @@ def test_configurations_are_written_and_can_be_built(stage: str, scale: str, tmp
     call("config", stage, "pictures", "--scale", scale, *size, *clip, "-o", str(tmp_path / "x.json"))
     training = Training.load(tmp_path / "x.json")
     assert training == starter(stage, "pictures", scale, "model" if clip else None, 256 if size else None)  # type: ignore[arg-type]
+    config: Any = training.model
     if scale == "base" and stage == "clip":
-        assert training.model is not None and training.model["name"] == "ViT-B-32"
+        assert config.name == "ViT-B-32"
         return
-    config = config_of(training)
     if stage == "ar_prior":
         assert isinstance(config, ARPriorConfig)
         config = config.replace(quantizer=config.quantizer.replace(dims=4))
     with torch.device("meta"):
-        part: Any = CLASSES[stage](config)
+        part: Any = component_class(config)(config)  # type: ignore[call-arg]
     count = sum(p.numel() for p in part.parameters()) / 1e6
     low, high = (1, 30) if scale == "small" else (60, 600)
     assert low < count < high, f"{stage}: {count:.1f}M"
@@ -183,17 +185,20 @@ def test_configurations_are_written_and_can_be_built(stage: str, scale: str, tmp
     ("changes", "told"),
     [
         ({"stage": "priors"}, "priors"),
+        ({"model": {"class": "Priors"}}, "Priors"),
+        ({"model": {"network": {}}}, "must name its class"),
         ({"model": None}, "either model"),
-        ({"start": "model", "model": {}}, "exactly one"),
+        ({"start": "model"}, "model is a pipeline"),
         ({"clip": None}, "name it"),
         ({"clip": "nowhere"}, "nowhere"),
         ({"clip": "model/prior"}, "not a CLIP"),
-        ({"model": {"network": {}}}, "model is no PriorConfig"),
-        ({"start": "model:decoder", "model": None}, "is a Decoder"),
+        ({"model": {"class": "DiffusionPrior", "network": {}}}, "model is no PriorConfig"),
+        ({"start": "model:decoder"}, "is a Decoder"),
+        ({"start": "model:clip", "model": None}, "a CLIP is trained without another CLIP"),
         ({"start": "model:none", "model": None}, "no part 'none'"),
         ({"data": {"source": "nowhere"}}, "nowhere"),
         ({"data": {"source": "pictures", "sizes": 3}}, "sizes"),
-        ({"task": {"sam": 0.1}}, "task has settings"),
+        ({"task": {"class": "PriorTask"}}, "a PriorTask has no settings"),
         ({"train": TRAIN | {"freeze": ["nothing*"]}}, "nothing"),
     ],
 )
@@ -352,7 +357,7 @@ def test_names_of_open_clip() -> None:
 @pytest.mark.parametrize("scale", ["small", "base"])
 def test_a_decoder_has_the_size_asked_for(scale: Any) -> None:
     made = starter("decoder", "pictures", scale, "model", 128)
-    assert made.data.size == 128 and made.model is not None and made.model["image_size"] == 128
-    assert starter("decoder", "pictures", scale, "model").model["image_size"] == 64  # type: ignore[index]
+    assert made.data.size == 128 and made.model is not None and made.model.image_size == 128  # type: ignore[attr-defined]
+    assert starter("decoder", "pictures", scale, "model").model.image_size == 64  # type: ignore[union-attr]
     told = call("config", "decoder", "pictures", "--scale", scale, "--clip", "model", "--size", "100", "-o", "odd.json", code=2)
     assert f"divides by {16 if scale == 'small' else 8}; --size is 100" in told and not Path("odd.json").exists()

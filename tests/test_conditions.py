@@ -150,7 +150,7 @@ def test_decoder_task_reads_labels_and_captions_where_the_decoder_takes_them():
     images = pictures(2)
     task = DecoderTask(decoder(TRY["label and caption"][0]))
     batch = Batch(keys=["a", "b"], images=images, captions=["a cat", "two dogs"], labels=LABELS)
-    rows = task.examine(batch, NOISE)
+    rows = task.validate(batch, NOISE)
     assert {"change_label", "change_text", "error", "error/other"} <= set(rows)
     assert task(batch, NOISE).total.isfinite().all()
     for lacking in ({"labels": None}, {"captions": None}):

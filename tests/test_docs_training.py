@@ -16,7 +16,7 @@ from upsamplers.filters import resize
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE.read_text(), re.DOTALL) for line in block.strip().splitlines()]
-FEW = ["train.steps=2", "train.batch=2", "train.log_every=1", "train.examine_samples=4", "train.precision=float32"]
+FEW = ["train.steps=2", "train.batch=2", "train.log_every=1", "train.validation_samples=4", "train.precision=float32"]
 CAPTIONS = ["red heart", "grinning cat", "thumbs up", "a dog"]
 
 

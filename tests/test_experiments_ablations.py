@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -14,16 +14,18 @@ import tiny
 import torch
 from torch import Tensor
 
-from decoder import Decoder, DecoderConfig, DecoderTask
+from decoder import DecoderConfig
 from experiments.emoji.ablations import ablations, equal_time
 from experiments.emoji.ablations import table as ablations_table
 from experiments.emoji.ablations.equal_time import FIRST, Spent, add, stood, train_for
 from experiments.emoji.evaluation import measure_parts
 from experiments.emoji.evaluation.measure_parts import Ground
-from experiments.recipes import Recipe, find
 from unclip.data.embeddings import Embeddings
+from unclip.data.spec import DataSpec
 from unclip.nn.unet import UNetConfig
 from unclip.randomness import Noise
+from unclip.runs import Training
+from unclip.runs.recipes import find
 from unclip.sampling import Sampling
 from unclip.training import TrainConfig
 from unclip.types import Batch, Cond, Prediction, Text
@@ -56,16 +58,14 @@ class Data:
         return self.embeddings.join(found)
 
 
-class TinyRecipe(Recipe, frozen=True, kw_only=True):
-    model: DecoderConfig
-
-    def build(self) -> tuple[DecoderTask, Data]:
-        return DecoderTask(self.fresh(lambda: Decoder(self.model))), Data("train")
+class TinyData(DataSpec, frozen=True, kw_only=True):
+    def open(self, classes: Sequence[str] | None = None) -> Data:
+        return Data("train")
 
 
-def recipe(**changes: Any) -> TinyRecipe:
+def recipe(**changes: Any) -> Training:
     train = TrainConfig(steps=1, batch=4, lr=1e-3, warmup=2, decay="constant", save_every="3600s", keep=1)
-    return TinyRecipe(model=tiny.decoder().config, train=train.replace(**changes))
+    return Training(model=tiny.decoder().config, data=TinyData(size=SIZE), train=train.replace(**changes))
 
 
 def ground() -> Ground:

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from typer.testing import CliRunner
 
+from experiments.emoji import ship
 from experiments.emoji.data import emoji_data as commands
 from experiments.emoji.data import pictures, source
-from experiments.emoji.data.emoji_data import EmojiData
-from experiments.emoji.data.wording import Wording, reworded
+from experiments.emoji.data.emoji_data import EmojiData, embeddings_path
+from experiments.emoji.data.paraphrase import Paraphrase, paraphrases
+from unclip import UnCLIP
+from unclip.cli import app
 from unclip.data.embeddings import Embeddings
 from unclip.data.order import Data, indices
 from unclip.randomness import Noise
@@ -220,9 +224,9 @@ def test_balance_draws_rare_motifs_more_often(prepared: Path, monkeypatch: pytes
 def test_other_words_for_a_caption() -> None:
     captions = ["red heart", "ninja medium skin tone", "couple with heart man man dark skin tone light skin tone"]
     noise = Noise.of(0, range(3))
-    once = reworded(captions, noise)
-    assert once == reworded(captions, Noise.of(0, range(3))) and reworded(captions[1:2], noise[1:2]) == once[1:2]
-    many = reworded(captions * 300, Noise.of(1, range(900)))
+    once = paraphrases(captions, noise)
+    assert once == paraphrases(captions, Noise.of(0, range(3))) and paraphrases(captions[1:2], noise[1:2]) == once[1:2]
+    many = paraphrases(captions * 300, Noise.of(1, range(900)))
     assert len(set(many[::3])) > 100 and all("red heart" in other for other in many[::3])
     assert np.mean(["ninja" in other for other in many[1::3]]) > 0.9  # a word of a long caption may be missing
     assert any("ninja with medium skin" in other for other in many[1::3])
@@ -232,7 +236,7 @@ def test_other_words_for_a_caption() -> None:
 def test_captions_in_other_words_are_read_by_a_clip(prepared: Path) -> None:
     texts = tiny.ForeignEncoder().encode_text(["waving hand", "waving hand dark skin tone"])
     known = Embeddings(["1f44b", "1f44b-1f3ff"], torch.zeros(2, 3), texts)
-    data, noise = EmojiData("train", 64, embeddings=known, wording=0.5), Noise.of(0, range(60))
+    data, noise = EmojiData("train", 64, embeddings=known, paraphrase=0.5), Noise.of(0, range(60))
     batch, bare = data.batch([0, 1] * 30, noise), data.batch([0, 1] * 30)
     assert batch.text is None and batch.image_embed is not None and bare.text is not None
     assert batch.captions is not None and bare.captions is not None
@@ -240,8 +244,8 @@ def test_captions_in_other_words_are_read_by_a_clip(prepared: Path) -> None:
     assert 15 < changed < 40 and all("hand" in caption for caption in batch.captions)
     assert data.batch([1], noise[1:2]).captions == batch.captions[1:2]
     assert EmojiData("train", 64, embeddings=known).batch([0, 1], Noise.of(0, range(2))).text is not None
-    with pytest.raises(ValueError, match="wording=1.5; .*a part of the captions"):
-        EmojiData("train", wording=1.5)
+    with pytest.raises(ValueError, match="paraphrase=1.5; .*a fraction of the captions"):
+        EmojiData("train", paraphrase=1.5)
 
 
 @pytest.mark.filterwarnings("ignore:the caption")  # the tiny tower reads ten tokens
@@ -252,7 +256,7 @@ def test_a_text_tower_learns_other_words_and_keeps_its_own() -> None:
         known = model.encode_text(captions)
     batch = Batch(keys=list("abcdef"), captions=captions, text=known)
     before = {name: x.clone() for name, x in model.named_parameters() if "visual" in name}
-    task = Wording(model)
+    task = Paraphrase(model)
     optimiser = torch.optim.Adam([p for name, p in model.named_parameters() if "visual" not in name], 3e-3)
     terms = []
     for step in range(60):
@@ -265,6 +269,40 @@ def test_a_text_tower_learns_other_words_and_keeps_its_own() -> None:
     assert terms[0]["kept"] < 1e-9 < 0.2 < terms[0]["moved"]  # it starts as the one whose answers are known
     assert np.mean([t["moved"] for t in terms[-5:]]) < 0.5 * np.mean([t["moved"] for t in terms[:5]])
     assert terms[-1]["kept"] < 0.2 and all(torch.equal(x, model.state_dict()[name]) for name, x in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:the caption", "ignore:.*buckets.*")
+def test_the_recipes_from_pictures_to_a_pipeline(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's commands in their order, small and with few steps."""
+    monkeypatch.chdir(prepared)
+    few = ["train.steps=2", "train.batch=2", "train.log_every=1", "train.precision=float32", "train.sample_every=null"]
+    layers = ["model.architecture.vision.layers=1", "model.architecture.text.layers=1"]
+    unet = ["model.unet.channels=64", "model.unet.depth=1"]
+    told = ["data.paraphrase=0.5", "clip=runs/paraphrase"]
+
+    def train(stage: str, *settings: str) -> None:
+        done = CliRunner().invoke(app, ["train", f"emoji.{stage}", *settings, *few, "--run", f"runs/{stage}"])
+        assert done.exit_code == 0, done.output + str(done.exception)
+
+    train("clip", *layers)
+    ship.main(["embed", "runs"])
+    first = Embeddings.load(embeddings_path())
+    train("paraphrase", *layers, "--start", "runs/clip")
+    ship.main(["embed", "runs"])
+    second = Embeddings.load(embeddings_path())
+    assert torch.equal(first.image_embed, second.image_embed) and not torch.equal(first.text.embed, second.text.embed)
+    train("prior", "model.network.transformer.layers=1", *told)
+    train("ar_prior", "model.network.transformer.layers=1", "model.quantizer.dims=1", *told)
+    train("decoder", *unet, "data.balance=0.5", "data.shift=2", *told)
+    train("upsampler_256", *unet, "data.size=64")
+    train("upsampler_1024", *unet, "data.size=64", "model.crop=1.0", "--start", "runs/upsampler_256")
+    monkeypatch.setattr(ship, "measure", lambda prior: None)  # a thousand timesteps
+    monkeypatch.setattr(ship, "components", lambda: None)  # of more than 128 pictures
+    ship.main(["assemble", "runs", "mine"])
+    pipe = UnCLIP.from_pretrained("mine")
+    assert pipe.sizes == (64, 256, 1024) and pipe.decoder.config.unet.channels == 64
+    settings = pipe.provenance["stages"]["decoder"]["sittings"][0]["settings"]
+    assert settings["data.balance"] == 0.5 and settings["model.unet.channels"] == 64 and "clip" not in settings
 
 
 def test_commands(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

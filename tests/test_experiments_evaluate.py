@@ -19,10 +19,10 @@ from benchmarks import steps
 from experiments.emoji.data import source
 from experiments.emoji.evaluation import evaluate, judge, measure, measure_upsamplers
 from experiments.emoji.evaluation.siblings import groups_of, motif
-from experiments.recipes import find
 from unclip.data.embeddings import Embeddings
 from unclip.images import eight_bit, to_pil
 from unclip.randomness import Noise
+from unclip.runs.recipes import find
 from unclip.types import Batch, Text
 from upsamplers.filters import resize
 
@@ -176,7 +176,7 @@ def test_the_judge_is_the_recipes_clip_from_another_seed() -> None:
     ours, its = find("emoji.clip"), find("emoji.judge")
     assert its.train.seed != ours.train.seed
     assert its.replace(train=its.train.replace(seed=ours.train.seed)) == ours
-    assert its.split == "train"  # type: ignore[attr-defined]
+    assert its.data.split == "train"  # type: ignore[attr-defined]
 
 
 def test_the_judge_is_not_the_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,13 @@ from experiments.emoji import ship
 from experiments.emoji.data import source
 from experiments.figures import common as figures
 from experiments.figures import interpolations, inversion, pca_reconstructions, text_diffs, typographic_attack, variations
-from experiments.recipes import find
 from unclip import PCA, UnCLIP
 from unclip.clip.encoder import CLIP
 from unclip.clip.tokenizer import compact_token_ids
 from unclip.data.embeddings import Embeddings
 from unclip.images import metadata, sheet, to_pil
 from unclip.randomness import Noise
+from unclip.runs.recipes import find
 from unclip.sampling import Inversion
 from unclip.types import Batch
 from upsamplers.filters import resize
@@ -290,12 +290,12 @@ def test_provenance_tells_every_sitting_and_its_settings(tmp_path: Path, monkeyp
     for folder in [*ship.STAGES, "decoder_1"]:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "log.jsonl").write_text(json.dumps(row) + "\n")
-    again = find("emoji.decoder").override("train.steps=7", "model.unet.channels=64", "balance=0.5")
-    (tmp_path / "decoder" / "recipe.json").write_text(again.to_json())
-    (tmp_path / "prior" / "recipe.json").write_text(find("emoji.prior").to_json())
+    again = find("emoji.decoder").override("train.steps=7", "model.unet.channels=64", "data.balance=0.5")
+    (tmp_path / "decoder" / "training.json").write_text(again.to_json())
+    (tmp_path / "prior" / "training.json").write_text(find("emoji.prior").to_json())
     stages = ship.provenance(tmp_path)["stages"]
     told = {"step": 50, "samples": 1600, "loss": 0.5, "seconds": 60.0}
-    unlike = {"train.steps": 7, "model.unet.channels": 64, "balance": 0.5}
+    unlike = {"train.steps": 7, "model.unet.channels": 64, "data.balance": 0.5}
     assert stages["decoder"]["sittings"] == [told, {**told, "settings": unlike}]
     assert stages["prior"]["sittings"] == [{**told, "settings": {}}]
     assert stages["upsampler_1024"]["started_from"] == "upsampler_256"

@@ -22,10 +22,13 @@ from prior import DiffusionPrior, PriorTask
 from unclip.checkpoint import Part
 from unclip.clip import CLIP
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from unclip.config import Config
+from unclip.data.open import DataConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
-from unclip.runs.plan import CARDS, Count, Shapes, count, hollow, plan
+from unclip.runs.plan import CARDS, Count, Shapes, count, fake, fake_clip, outline, plan
 from unclip.runs.plan.count import kept
+from unclip.runs.training import Training
 from unclip.training import TrainConfig
 from unclip.training.task import Task
 from upsamplers import Upsampler, UpsamplerTask
@@ -37,7 +40,7 @@ SEEN = Shapes(16, 2)
 
 
 def emptied(part: Part) -> Part:
-    return hollow(type(part), part.config)
+    return fake(type(part), part.config)
 
 
 TASKS: dict[str, tuple[Callable[[Callable], Task], Shapes]] = {
@@ -50,7 +53,7 @@ TASKS: dict[str, tuple[Callable[[Callable], Task], Shapes]] = {
 
 
 @pytest.mark.parametrize("stage", TASKS)
-def test_a_hollow_stage_counts_what_a_real_one_does(stage: str) -> None:
+def test_a_fake_stage_counts_what_a_real_one_does(stage: str) -> None:
     build, shapes = TASKS[stage]
     real, empty = build(lambda part: part), build(emptied)
     planned = plan(empty, TRAIN, shapes.batch)
@@ -144,7 +147,7 @@ def test_large_shares_are_read_off_a_line() -> None:
 
 def test_checkpointing_and_words() -> None:
     deep = prior().config.network.replace(transformer=TransformerConfig(width=64, layers=8, heads=2))
-    task = PriorTask(hollow(DiffusionPrior, prior().config.replace(network=deep)))
+    task = PriorTask(fake(DiffusionPrior, prior().config.replace(network=deep)))
     config = TRAIN.replace(batch=32)
     plain, spare = plan(task, config, ALONE.batch), plan(task, config.replace(checkpointing=True), ALONE.batch)
     assert spare.counted.activations < 0.25 * plain.counted.activations and spare.ddp.total < plain.ddp.total
@@ -215,17 +218,18 @@ def test_memory_is_what_a_real_step_takes(stage: str, tmp_path: Path) -> None:
 
 
 def test_recipes_have_plans(capsys: pytest.CaptureFixture[str]) -> None:
-    from experiments.plan import of_recipe, table
+    from benchmarks.paper_plans import table
     from experiments.recipes import emoji
+    from unclip.cli.plan import plan_of
 
     small = emoji.upsampler_256()
-    found = of_recipe(small, 8, "H100")
+    found = plan_of(small, 8, "H100")
     assert found.share == 2 and found.parts[""] > 5e6 and found.precision == "bfloat16"
     assert re.search(r"\(.* a step\) on 8 H100 at 40 % of 989 TFLOP/s", str(found))
     rows = table(("upsampler_1024",), 256, "A100", 0.4).splitlines()
     assert len(rows) == 3 and rows[2].startswith("| upsampler_1024 | ") and len({row.count("|") for row in rows}) == 1
     with pytest.raises(ValueError, match="no card 'T4'; there are A100"):
-        of_recipe(small, 256, "T4")
+        plan_of(small, 256, "T4")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -251,58 +255,57 @@ def test_the_command(tmp_path: Path) -> None:
             (("image_embed.embed_dim", 128), ("text.embed_dim", 128), ("text.states_width", 128), ("text.context", 24))}
     code, told = run(str(file), *wide, "--cards", "8", "--card", "H100", "--utilisation", "0.5")
     assert code == 0, told
-    assert "stage       decoder" in told and "64: 8 on each of 8 H100" in told and "in frozen teachers" in told
+    assert "component   Decoder" in told and "64: 8 on each of 8 H100" in told and "in frozen teachers" in told
     assert "at 50 % of 67 TFLOP/s" in told and ", teachers" in told
     embedded = run(str(file), *wide, "data.embeddings=embeddings.safetensors")[1]
     assert "one card" in embedded and ", teachers" not in embedded, "CLIP's answers come with the data"
     up = {"stage": "upsampler", "model": json.loads(upsampler().config.to_json()), "data": {"source": "nowhere", "size": 64}}
     file.write_text(json.dumps(up | {"train": {"steps": 100, "batch": 4, "lr": 1e-3}}))
-    assert "stage       upsampler" in run(str(file))[1]
+    assert "component   Upsampler" in run(str(file))[1]
     assert run(str(file), "--card", "T4")[0] == 2 and run(str(tmp_path / "none.json"))[0] == 2
 
 
 def test_a_teacher_in_a_folder_of_open_clip(tmp_path: Path) -> None:
-    from unclip.cli.plan import _teacher
-
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
     text = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1}
     model = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
-    assert _teacher(f"open_clip:local-dir:{tmp_path}").embed_dim == 20
+    assert fake_clip(f"open_clip:local-dir:{tmp_path}").embed_dim == 20
+
+
+def training(model: Config) -> Training:
+    return Training(model=model, data=DataConfig(source="nowhere", embeddings="nowhere"), train=TRAIN)
 
 
 @pytest.mark.parametrize("settings", [{"clamp": 2.0}, {"scaling": "statistics"}, {"embedding": "raw"}])
 def test_statistics_are_made_up(settings: dict[str, object]) -> None:
-    from unclip.cli.plan import outline
-
-    task, shapes = outline(prior().config.replace(**settings), None, None)
+    task, shapes = outline(training(prior().config.replace(**settings)))
     assert plan(task, TRAIN, shapes.batch).sample.flops > 0
     assert shapes == ALONE._replace(size=None)
     empty = prior().config.network.replace(null="empty")
-    task, shapes = outline(prior().config.replace(network=empty), None, None)
+    task, shapes = outline(training(prior().config.replace(network=empty)))
     assert plan(task, TRAIN, shapes.batch).sample.flops > 0
 
 
 def test_an_ar_prior_has_a_plan_when_its_components_are_counted() -> None:
     from prior import ARNetworkConfig, ARPriorConfig, QuantizerConfig
-    from unclip.cli.plan import outline
 
     network = ARNetworkConfig(transformer=TransformerConfig(width=16, layers=1, heads=2), embed_dim=EMBED, context=CONTEXT,
                               states_width=WIDTH)  # fmt: skip
     config = ARPriorConfig(network=network, quantizer=QuantizerConfig(dims=5, buckets=8))
-    task, shapes = outline(config, None, None)
+    task, shapes = outline(training(config))
     assert plan(task, TRAIN, shapes.batch).parts["network.transformer"] > 0
     with pytest.raises(ValueError, match="as in model.quantizer.dims=319"):
-        outline(config.replace(quantizer=QuantizerConfig(dims=0.99)), None, None)
-    with pytest.raises(ValueError, match="no plan is made for TransformerConfig"):
-        outline(TransformerConfig(width=16, layers=1, heads=2), None, None)
+        outline(training(config.replace(quantizer=QuantizerConfig(dims=0.99))))
+    with pytest.raises(ValueError, match="no component is built from a TransformerConfig"):
+        outline(training(TransformerConfig(width=16, layers=1, heads=2)))
 
 
-def test_parts_of_a_hollow_stage_take_no_memory() -> None:
+def test_parts_of_a_fake_stage_take_no_memory() -> None:
     network = prior().config.network.replace(transformer=TransformerConfig(width=4096, layers=24, heads=32))
-    part = hollow(DiffusionPrior, prior().config.replace(network=network))  # 19 GB of weights
+    part = fake(DiffusionPrior, prior().config.replace(network=network))  # 19 GB of weights
     assert sum(p.numel() for p in part.parameters()) > 4.8e9
     assert part.scaling.norm == 1 and part.device == torch.device("cpu")
-    named = hollow(CLIP, clip().config)
+    named = fake(CLIP, clip().config)
     assert named.mean.shape == (3, 1, 1) and isinstance(named.logit_scale, nn.Parameter)
-    assert isinstance(hollow(Upsampler, upsampler().config).network.unet.input.weight, nn.Parameter)
+    assert isinstance(fake(Upsampler, upsampler().config).network.unet.input.weight, nn.Parameter)

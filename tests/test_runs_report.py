@@ -22,7 +22,7 @@ def run(folder: Path, steps: int = 5, loss: float = 1.0, held: tuple[float, ...]
         row |= {"skipped": 0, "lr": 1e-3, "ema": 0.9, "seconds": 7200.0 * k, "samples_per_second": 50.0}
         rows.append(row)
     for k, value in enumerate(held, 1):
-        row = {"step": 10 * k, "event": "examined", "loss": value, "cosine": 0.2 * k, "cosine/text": 0.3, "cosine/other": 0.1}
+        row = {"step": 10 * k, "event": "validated", "loss": value, "cosine": 0.2 * k, "cosine/text": 0.3, "cosine/other": 0.1}
         rows.append(row | {"R@1": None, "change_image": 0.2, "change_text": 0.0})
     rows.append({"step": 7, "event": "skipped", "loss": "nan", "grad_norm": "inf"})
     rows.append({"step": 20, "event": "resumed"})
@@ -34,9 +34,9 @@ def run(folder: Path, steps: int = 5, loss: float = 1.0, held: tuple[float, ...]
 def test_a_log_becomes_curves(tmp_path: Path) -> None:
     curves = read(run(tmp_path / "a"))
     assert curves.train["loss"].steps == [10, 20, 30, 40, 50] and curves.train["loss"].values[1] == 0.5
-    assert curves.examined["cosine"].values == pytest.approx([0.2, 0.4, 0.6]) and "loss_q2" not in curves.train
+    assert curves.validated["cosine"].values == pytest.approx([0.2, 0.4, 0.6]) and "loss_q2" not in curves.train
     assert (curves.skipped, curves.resumed, curves.last["step"], curves.judged["step"]) == ([7], [20], 50, 30)
-    assert "R@1" not in curves.examined, "nothing was measured"
+    assert "R@1" not in curves.validated, "nothing was measured"
 
 
 def test_the_words(tmp_path: Path) -> None:

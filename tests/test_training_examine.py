@@ -22,7 +22,7 @@ from unclip.sampling import Sampling
 from unclip.training import TrainConfig
 from unclip.training.evaluation import caption_ids, cost, judge, mean_losses, partner_texts, partners, retrieval
 from unclip.training.task import Task
-from unclip.training.validation import Examiner
+from unclip.training.validation import Validation
 from unclip.types import Batch, Losses, Text
 from upsamplers import UpsamplerTask
 from upsamplers.filters import resize
@@ -70,7 +70,7 @@ def rows_of(task: Task, data: Random, splits: Sequence[int]) -> dict[str, Tensor
     pieces, start = [], 0
     for size in splits:
         indices = range(start, start + size)
-        pieces.append(task.eval().examine(data.batch(indices), Noise.of(0, indices).at("examine")))
+        pieces.append(task.eval().validate(data.batch(indices), Noise.of(0, indices).at("examine")))
         start += size
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
@@ -118,7 +118,7 @@ def test_the_numbers_of_a_prior() -> None:
 def test_the_numbers_of_a_decoder() -> None:
     task, data = DecoderTask(decoder()), Random(4)
     batch, noise = data.batch(range(4)), Noise.of(0, range(4))
-    rows = task.examine(batch, noise)
+    rows = task.validate(batch, noise)
     assert rows["loss"].shape == (4, 4) and (rows["change_image"] > 0.01).all() and (rows["change_text"] > 0.001).all()
     numbers = task.summarize(rows)
     quarters = [numbers[f"loss_q{q}"] for q in range(1, 5)]
@@ -129,11 +129,11 @@ def test_the_numbers_of_a_decoder() -> None:
     deaf = DecoderTask(decoder())
     for layer in (deaf.model.network.conditions.image_embed.to_emb, deaf.model.network.conditions.image_embed.to_tokens):
         layer.weight.zero_()
-    rows = deaf.examine(batch, noise)
+    rows = deaf.validate(batch, noise)
     assert rows["change_image"].max() == 0 and torch.equal(rows["error"], rows["error/other"])
     assert rows["change_text"].min() > 0.001
-    assert "change_text" not in DecoderTask(decoder(text=False)).examine(batch, noise)
-    odd = task.examine(data.batch(range(3)), noise[:3])
+    assert "change_text" not in DecoderTask(decoder(text=False)).validate(batch, noise)
+    odd = task.validate(data.batch(range(3)), noise[:3])
     assert odd["change_image"].isnan().tolist() == [False, False, True] and not odd["error"].isnan().any()
     assert task.summarize(odd)["change_image"] > 0
 
@@ -152,7 +152,7 @@ def test_the_numbers_of_an_upsampler() -> None:
     numbers = {}
     for name, answer in answers.items():
         task.model.sample = lambda low_res, noise, answer=answer: answer
-        numbers[name] = task.summarize(task.examine(batch, noise))
+        numbers[name] = task.summarize(task.validate(batch, noise))
     assert numbers["true"]["psnr"] > 50 and numbers["true"]["sharpness"] == pytest.approx(1, abs=0.01)
     assert numbers["bicubic"]["psnr"] == numbers["bicubic"]["psnr/bicubic"]
     assert not any(found.better for found in judge(numbers["bicubic"])) and all(f.better for f in judge(numbers["true"]))
@@ -188,7 +188,7 @@ def test_partners_and_captions() -> None:
 
 def test_judging() -> None:
     row = {"step": 5, "cosine": 0.5, "cosine/text": 0.3, "cosine/mean": 0.6, "loss": 1.0, "loss/start": 2.0, "norm": 1.1}
-    row |= {"norm/mean": 0.8, "change": None, "change/x": 1.0, "event": "examined"}
+    row |= {"norm/mean": 0.8, "change": None, "change/x": 1.0, "event": "validated"}
     found = {f"{j.number}/{j.baseline}": j.better for j in judge(row)}
     assert found == {"cosine/text": True, "cosine/mean": False, "loss/start": True, "norm/mean": True}
     assert str(judge(row)[0]) == "cosine 0.5: better than the text embedding (0.3)"
@@ -215,7 +215,7 @@ class Counting(Task):
     def forward(self, batch: Batch, noise: Noise) -> Losses:
         return Losses(noise.uniform(), None, {})
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         self.sizes.append(len(batch.keys))
         number = torch.tensor([float(key) for key in batch.keys])
         return {"number": number, "partner": partners(number), "noise": noise.uniform()}
@@ -227,7 +227,7 @@ class Counting(Task):
 
 def test_an_examiner_reads_evenly_spaced_samples() -> None:
     data, task = Random(100), Counting()
-    examiner = Examiner(task, data, CONFIG.replace(examine_samples=7, batch=5), Process())  # type: ignore[arg-type]
+    examiner = Validation(task, data, CONFIG.replace(validation_samples=7, batch=5), Process())  # type: ignore[arg-type]
     found = examiner(3)
     assert data.read == [0, 14, 28, 42, 57, 71, 85, 0] and task.sizes == [4, 4]
     assert found == {"mean": pytest.approx(sum(data.read[:7]) / 7, rel=1e-5), "nan": None, "inf": math.inf}
@@ -235,13 +235,13 @@ def test_an_examiner_reads_evenly_spaced_samples() -> None:
     assert task.rows["partner"].tolist() == [14, 0, 42, 28, 71, 57, 0]
     first = task.rows["noise"]
     assert examiner(4) == found and torch.equal(task.rows["noise"], first)
-    other = Examiner(task, data, CONFIG.replace(examine_samples=7, seed=1), Process())  # type: ignore[arg-type]
+    other = Validation(task, data, CONFIG.replace(validation_samples=7, seed=1), Process())  # type: ignore[arg-type]
     other(3)
     assert not torch.equal(task.rows["noise"], first)
     with pytest.raises(ValueError, match="held-out data is empty"):
-        Examiner(task, Random(0), CONFIG, Process())  # type: ignore[arg-type]
-    task.examine = lambda batch, noise: {"x": torch.zeros(1)}  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="Counting.examine gave 1 rows of 'x' for 4"):
+        Validation(task, Random(0), CONFIG, Process())  # type: ignore[arg-type]
+    task.validate = lambda batch, noise: {"x": torch.zeros(1)}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="Counting.validate gave 1 rows of 'x' for 4"):
         examiner(5)
 
 
@@ -254,16 +254,16 @@ def test_processes_share_the_rows_out(world: int, monkeypatch: pytest.MonkeyPatc
         objects[0] = objects[0] or {}  # the main process's answer, which the others wait for
 
     monkeypatch.setattr(accelerate.utils, "broadcast_object_list", broadcast)
-    config = CONFIG.replace(examine_samples=9)
+    config = CONFIG.replace(validation_samples=9)
     alone = Counting()
-    Examiner(alone, Random(50), config, Process())(1)  # type: ignore[arg-type]
+    Validation(alone, Random(50), config, Process())(1)  # type: ignore[arg-type]
     shares: dict[str, list[Tensor]] = {"number": [], "partner": [], "noise": []}
     steps = set()
     for rank in range(world):
         task, process = Counting(), Process(rank, world)
         names = iter(shares)
         process.gather = lambda value, names=names: shares[next(names)].append(value) or value  # type: ignore[attr-defined]
-        Examiner(task, Random(50), config, process)(1)  # type: ignore[arg-type]
+        Validation(task, Random(50), config, process)(1)  # type: ignore[arg-type]
         steps.add(tuple(task.sizes))
     assert len(steps) == 1, "each runs the network as often as the others"
     for name, parts in shares.items():
@@ -280,9 +280,9 @@ def test_a_run_is_examined_and_reported(tmp_path: Path) -> None:
             return super().batch(indices)
 
     task = DecoderTask(decoder())
-    config = TrainConfig(steps=4, batch=4, lr=1e-3, warmup=0, log_every=2, examine_every=2, examine_samples=4, best="-error")
+    config = TrainConfig(steps=4, batch=4, lr=1e-3, warmup=0, log_every=2, validate_every=2, validation_samples=4, best="-error")
     train(task, Loose(8), config, tmp_path, held_out=Random(8))
-    rows = [row for row in read_log(tmp_path) if row.get("event") == "examined"]
+    rows = [row for row in read_log(tmp_path) if row.get("event") == "validated"]
     assert [row["step"] for row in rows] == [2, 4] and rows[0]["error"] != rows[1]["error"]
     text = report([tmp_path])
     assert "held out" in text and "another sample's" in text and "change_image" in text
@@ -297,7 +297,7 @@ torch.set_num_threads(1)
 accelerator = Accelerator()
 assert accelerator.num_processes == 2
 task = t.DecoderTask(t.decoder()).eval()
-found = t.Examiner(task, t.Random(7), t.CONFIG.replace(examine_samples=7), accelerator)(1)
+found = t.Validation(task, t.Random(7), t.CONFIG.replace(validation_samples=7), accelerator)(1)
 open(f"{sys.argv[3]}/{accelerator.process_index}", "w").write(repr(found))
 """
 
@@ -320,7 +320,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
     subprocess.run(command, check=True, env=environment, timeout=300)
     first, second = (eval((tmp_path / name).read_text()) for name in ("0", "1"))
     assert first == second
-    alone = Examiner(DecoderTask(decoder()).eval(), Random(7), CONFIG.replace(examine_samples=7), Accelerator(cpu=True))(1)
+    alone = Validation(DecoderTask(decoder()).eval(), Random(7), CONFIG.replace(validation_samples=7), Accelerator(cpu=True))(1)
     assert first.keys() == alone.keys()
     for name, value in alone.items():
         assert first[name] == pytest.approx(value, rel=1e-3), name

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unclip.randomness import Noise
 from unclip.training import load_ema, read_log, train
 from unclip.training.blocks import recomputed
-from unclip.training.nan_origin import find_origin
+from unclip.training.nan_origin import nan_origin
 from unclip.training.task import Task
 from unclip.types import Batch, Losses
 
@@ -63,7 +63,7 @@ def origin(task: PartsTask, x: Tensor | None = None) -> tuple[str, str] | None:
     def run() -> None:
         task(Batch(keys=["a"] * len(x), image_embed=x), Noise.of(0, range(len(x)))).total.mean().backward()
 
-    found = find_origin(task, run)
+    found = nan_origin(task, run)
     return None if found is None else tuple(found)
 
 
@@ -109,7 +109,7 @@ def test_it_is_found_in_every_stage(task, name: str, recompute: bool) -> None:
             made(Captioned().batch(range(4)), Noise.of(0, range(4))).total.mean().backward()
 
         with recomputed(made.model.train(), recompute):
-            found = find_origin(made, run)
+            found = nan_origin(made, run)
         return None if found is None else tuple(found)
 
     assert look(task()) is None
@@ -141,7 +141,7 @@ def test_looking_for_a_bad_number_leaves_no_trace(tmp_path: Path) -> None:
     from unclip.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "find_origin", lambda *arguments: None)
+        patch.setattr(loop, "nan_origin", lambda *arguments: None)
         blind = train(ToyTask(dropout=0.3, bad=bad), Circle(), BASE, tmp_path / "blind").ema
     assert all(torch.equal(found[name], blind[name]) for name in found)
     assert found["calls"] == 10

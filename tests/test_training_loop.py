@@ -266,9 +266,9 @@ def test_old_states_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch, capsys) -> None:
-    from unclip.training import state
+    from unclip.weights import tensors
 
-    write, calls = state._bytes, []
+    write, calls = tensors._bytes, []
 
     def full(tensor: Tensor) -> memoryview:
         calls.append(tensor)
@@ -276,7 +276,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch, capsys)
             raise OSError(28, "No space left on device")
         return write(tensor)
 
-    monkeypatch.setattr(state, "_bytes", full)
+    monkeypatch.setattr(tensors, "_bytes", full)
     train(ToyTask(), Circle(), BASE.replace(save_every=3, keep=5), tmp_path)
     assert states(tmp_path) == ["step-00000003", "step-00000009", "step-00000010"]
     assert "step 6 could not be saved" in capsys.readouterr().out

@@ -149,7 +149,7 @@ class Graded(ToyTask):
         super().__init__()
         self.looked: dict[int, Tensor] = {}
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         assert not self.model.training
         step = int(self.model.calls)  # a buffer, which averaged weights have too
         self.looked[step] = self.model.network[0].weight.clone()
@@ -157,7 +157,7 @@ class Graded(ToyTask):
 
 
 def test_the_best_state_is_kept(tmp_path: Path) -> None:
-    config = BASE.replace(examine_every=2, best="-grade", keep=1, save_every=1000, examine_samples=4)
+    config = BASE.replace(validate_every=2, best="-grade", keep=1, save_every=1000, validation_samples=4)
     straight, cut = Graded(), Graded()
     train(straight, Circle(), config, tmp_path / "straight", held_out=Circle(6))
     train(cut, Circle(), config.replace(steps=6), tmp_path / "cut", held_out=Circle(6))
@@ -169,11 +169,11 @@ def test_the_best_state_is_kept(tmp_path: Path) -> None:
         assert best["calls"] == 4 and torch.equal(best["network.0.weight"], task.looked[4])
         assert load_ema(run)["calls"] == 10
     assert everything(tmp_path / "straight") == everything(tmp_path / "cut")
-    examined = [row for row in read_log(tmp_path / "cut") if row.get("event") == "examined"]
+    examined = [row for row in read_log(tmp_path / "cut") if row.get("event") == "validated"]
     assert [(row["step"], row["grade"]) for row in examined] == [(2, 5.0), (4, 1.0), (6, 3.0), (8, None), (10, 1.0)]
     train(Graded(), Circle(), config.replace(best="grade"), tmp_path / "largest", held_out=Circle(6))
     assert load_ema(tmp_path / "largest", best=True)["calls"] == 2
-    with pytest.raises(ValueError, match="best is 'accuracy', but the examination has no such number: grade. .* state saved"):
+    with pytest.raises(ValueError, match="best is 'accuracy', but the validation has no such number: grade. .* state saved"):
         train(Graded(), Circle(), config.replace(best="accuracy"), tmp_path / "none", held_out=Circle(6))
     assert states(tmp_path / "none") == ["step-00000002"], "what was trained is not lost"
     train(Graded(), Circle(), config, tmp_path / "none", held_out=Circle(6))
@@ -188,11 +188,11 @@ def test_the_best_state_is_kept(tmp_path: Path) -> None:
 
 def test_examining_leaves_the_run_alone(tmp_path: Path) -> None:
     train(ToyTask(dropout=0.3), Circle(), BASE, tmp_path / "plain")
-    train(ToyTask(dropout=0.3), Circle(), BASE.replace(examine_every=3), tmp_path / "examined", held_out=Circle(6))
+    train(ToyTask(dropout=0.3), Circle(), BASE.replace(validate_every=3), tmp_path / "examined", held_out=Circle(6))
     plain, examined = everything(tmp_path / "plain"), everything(tmp_path / "examined")
     assert plain["model.safetensors"] == examined["model.safetensors"]
     assert plain["optimizer.safetensors"] == examined["optimizer.safetensors"]
-    rows = [row for row in read_log(tmp_path / "examined") if row.get("event") == "examined"]
+    rows = [row for row in read_log(tmp_path / "examined") if row.get("event") == "validated"]
     assert [row["step"] for row in rows] == [3, 6, 9, 10] and all(row["loss"] > 0 for row in rows)
 
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 from tiny import EMBED, WIDTH, clip, decoder, prior, upsampler
 from torch import Tensor
+from typer.testing import CliRunner
 
 from decoder import DecoderTask
+from experiments.recipes import emoji
 from prior import PriorTask
+from unclip.cli import app
 from unclip.clip.task import CLIPTask
+from unclip.data.spec import DataSpec
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
 from unclip.training import TrainConfig
@@ -153,20 +157,21 @@ def test_a_verdict_says_what_failed() -> None:
         assert not found.passed and told in found.text
 
 
-def test_the_script_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import experiments.train
-    from experiments.recipes import emoji
+class SpecForPrior(DataSpec, frozen=True, kw_only=True):
+    def open(self, classes: Sequence[str] | None = None) -> ForPrior:
+        return ForPrior()
 
-    recipe = emoji.prior()
-    monkeypatch.setattr(experiments.train, "find", lambda name: recipe)
-    monkeypatch.setattr(type(recipe), "build", lambda self: (a_prior(), ForPrior()))
-    arguments = ["emoji.prior", "--overfit", "4", "--run", str(tmp_path / "run"), "train.precision=float32"]
+
+def test_the_command_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = emoji.prior().replace(model=a_prior().model.config, data=SpecForPrior(size=8))
+    monkeypatch.setattr("unclip.runs.recipes.find", lambda name: recipe)
+    arguments = ["train", "emoji.prior", "--overfit", "4", "--run", str(tmp_path / "run"), "train.precision=float32"]
     monkeypatch.setattr("unclip.training.overfit.train", quick)
-    assert experiments.train.main([*arguments, "train.lr=3e-3"]) == 0
-    assert "on 4 samples this stage is wired right" in capsys.readouterr().out
+    done = CliRunner().invoke(app, [*arguments, "train.lr=3e-3"])
+    assert done.exit_code == 0 and "on 4 samples this stage is wired right" in done.output
     assert (tmp_path / "run-overfit" / "log.jsonl").exists() and not (tmp_path / "run").exists()
-    assert experiments.train.main([*arguments[:3], "--run", str(tmp_path / "still"), "train.lr=1e-12"]) == 1
-    assert "NOT wired right" in capsys.readouterr().out
+    done = CliRunner().invoke(app, [*arguments[:4], "--run", str(tmp_path / "still"), "train.lr=1e-12"])
+    assert done.exit_code == 1 and "NOT wired right" in done.output
 
 
 def quick(task: Task, data: First, config: TrainConfig, run_dir: Path):

@@ -26,7 +26,7 @@ NO, YES = torch.tensor(False), torch.tensor(True)
 
 BAD = "steps=0 lr=0 floor=2 betas=[0.9,1.0] clip=0 ema=1 save_every=0 save_every=soon save_every=xs keep=0"
 BAD += " sample_every=0 eps=0 weight_decay=-1 precision=half decay=exp warmup=-1 rate=1"
-BAD += ' examine_samples=0 examine_every=0 workers=0 micro_batch=0 ema=[] ema=[0.9,0.9] ema=[0.5,2] best=- trackers=["disk"]'
+BAD += ' validation_samples=0 validate_every=0 workers=0 micro_batch=0 ema=[] ema=[0.9,0.9] ema=[0.5,2] best=- trackers=["disk"]'
 
 
 @pytest.mark.parametrize("setting", BAD.split())

@@ -150,7 +150,7 @@ config = tiny.upsampler().config
 config = config.replace(last_step="own", schedule=config.schedule.replace(steps=3))
 for shard in (False, True):
     torch.manual_seed(0)
-    settings = processes.PLAIN.replace(batch=4, micro_batch=1, examine_every=2, examine_samples=4, shard=shard)
+    settings = processes.PLAIN.replace(batch=4, micro_batch=1, validate_every=2, validation_samples=4, shard=shard)
     train(UpsamplerTask(Upsampler(config)), Pictures(), settings, Path(sys.argv[3]) / str(shard), held_out=Pictures())
 processes.leave()
 """

@@ -18,7 +18,7 @@ ROWS: list[dict[str, Any]] = [
     {"step": 1, "loss": 2.0, "loss_q1": None, "lr": 0.5},
     {"step": 2, "event": "skipped", "loss": float("nan")},
     {"step": 2, "loss": 1.0, "lr": 0.25, "skipped": 1},
-    {"step": 2, "event": "examined", "cosine": 0.5, "cosine/text": 0.25, "psnr": float("inf")},
+    {"step": 2, "event": "validated", "cosine": 0.5, "cosine/text": 0.25, "psnr": float("inf")},
 ]
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from unclip.pipelines.load import from_pretrained
     from unclip.pipelines.unclip import UnCLIP
     from unclip.randomness import Noise
+    from unclip.runs import Training
     from unclip.sampling import Inversion, Sampling
     from unclip.training import TrainConfig, train
     from unclip.training.task import Task
@@ -80,6 +81,7 @@ PUBLIC = {
     "SourceConfig": "unclip.data.open",
     "open_data": "unclip.data.open",
     "Noise": "unclip.randomness",
+    "Training": "unclip.runs",
     "TrainConfig": "unclip.training",
     "train": "unclip.training",
     "Batch": "unclip.types",

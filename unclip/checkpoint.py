@@ -28,6 +28,7 @@ from .index import PRIORS, Index
 
 C = TypeVar("C", bound=Config)
 P = TypeVar("P", bound="Part[Any]")
+T = TypeVar("T")
 
 WEIGHTS, PROVENANCE = "model.safetensors", "provenance.json"
 FORMAT = 2  # of config.json and the names of tensors
@@ -48,6 +49,7 @@ class Part(nn.Module, Generic[C]):
     """A module built from one config, which makes it savable: `Stage(config)`."""
 
     config_class: ClassVar[type[Config]]
+    task_class: ClassVar[str | None] = None  # public name of the `Task` that trains it; None = it is not trained step by step
     config: C
     clip_identity: Mapping[str, Any] | None = None  # of the CLIP it was trained with, when it comes from a pipeline
     offload: Any = None  # the unclip.offload.Offload that reads its weights when it is used; None = they are here
@@ -155,7 +157,7 @@ def load_part(
     Nothing is built before the headers of its weights were found to hold just the tensors that its config asks for.
     component: what it stands for in a pipeline, refused if it was saved as another.
     """
-    part_class = _class(kind) if isinstance(kind, str) else kind
+    part_class = class_of(kind, Part) if isinstance(kind, str) else kind
     record = _record(folder, part_class, component)
     config = part_class.config_class.from_json(_upgraded(record), source=str(folder / CONFIG))
     weights = find_weights(folder, variant, ("model",), ("safetensors",))
@@ -202,12 +204,23 @@ def _record(folder: Path, part_class: type[Part[Any]], component: str | None) ->
 def _upgraded(record: Record) -> bytes:
     if record.format >= FORMAT:
         return bytes(record.config)
-    return msgspec.json.encode(_public().upgrade_config(record.kind, msgspec.json.decode(record.config)))
+    return msgspec.json.encode(upgrade_config(record.kind, msgspec.json.decode(record.config)))
+
+
+def upgrade_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a component of the class `kind` as today's class reads it; an older version of unclip may have stored it."""
+    upgraded: dict[str, Any] = _public().upgrade_config(kind, config)
+    return upgraded
+
+
+def older_name(kind: str, name: str) -> str:
+    """What a tensor of a component was called by older versions of unclip."""
+    return str(_public().older_name(kind, name))
 
 
 def _names(record: Record, expected: Collection[str], given: Mapping[str, Any], source: str) -> dict[str, str]:
     """What the tensors in the files are called -> what they are called here today."""
-    older = {_public().older_name(record.kind, name): name for name in expected} if record.format < FORMAT else {}
+    older = {older_name(record.kind, name): name for name in expected} if record.format < FORMAT else {}
     names = {name: older.get(name, name) for name in given}
     if set(names.values()) != set(expected):  # saved from a module that was compiled, or trained in parallel
         names = {name: older.get(new, new) for name, new in renamed(given, source).items()}
@@ -240,13 +253,13 @@ def _public() -> Any:
     return unclip
 
 
-def _class(name: str) -> type[Part[Any]]:
-    """What a class name in a checkpoint means: the public names of the package, nothing else."""
+def class_of(name: str, base: type[T]) -> type[T]:
+    """What a class name in a file means: a public name of the package, of a kind of `base`; nothing else.  ValueError."""
     unclip = _public()
     found = getattr(unclip, name) if name in unclip.PUBLIC else None
-    if not (isinstance(found, type) and issubclass(found, Part)):
+    if not (isinstance(found, type) and issubclass(found, base)):
         shown = repr(visible(name, 60))
-        told = f"unclip {unclip.__version__} knows no part {shown}"
+        told = f"unclip {unclip.__version__} knows no {base.__name__.lower()} {shown}"
         raise ValueError(f"{told}: was it made by a newer one, or is it a class to pass as classes={{{shown}: ...}}?")
     return found
 

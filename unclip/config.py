@@ -27,8 +27,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Types are checked wherever a config is read, replaced or overridden; only the bare constructor trusts its caller.
     """
 
+    def tree(self) -> dict[str, Any]:
+        """As JSON has it: what `to_json` writes, and where `override` finds settings by their names."""
+        tree: dict[str, Any] = msgspec.to_builtins(self)
+        return tree
+
     def to_json(self) -> str:
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+        return msgspec.json.format(msgspec.json.encode(self.tree()), indent=2).decode() + "\n"
 
     @classmethod
     def from_json(cls: type[C], text: str | bytes, source: str = "config") -> C:
@@ -58,13 +63,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {known}")
         changed = msgspec.structs.replace(self, **changes)
         try:
-            return msgspec.convert(msgspec.to_builtins(changed), type(self))
+            return msgspec.convert(changed.tree(), type(self))
         except msgspec.ValidationError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from None
 
     def override(self: C, *settings: str) -> C:
         """Apply command-line settings such as `train.steps=500` or `unet.multiple=[1,2]`; values are JSON, bare words strings."""
-        tree = msgspec.to_builtins(self)
+        tree = self.tree()
         for setting in settings:
             path, equals, value = setting.partition("=")
             if not equals:
@@ -85,7 +90,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def _known(cls: type[Config], message: str) -> str:
     """Unknown keys are mostly typos, so the message lists what there is, at the place that it names (`$.model.unet`)."""
-    if "unknown field" not in message:
+    if not message.startswith("Object contains unknown field"):
         return ""
     for name in message.partition("at `$.")[2].rstrip("`").split("."):
         hint = get_type_hints(cls).get(name)

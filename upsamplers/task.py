@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.config import Config
 from unclip.images import eight_bit
 from unclip.metrics import psnr, sharpness
 from unclip.randomness import Noise
@@ -29,7 +30,7 @@ class UpsamplerTask(Task):
     def forward(self, batch: Batch, noise: Noise) -> Losses:
         return self.model.loss(self._images(batch), noise=noise)
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Losses, and of one crop of each picture, upsampled and by bicubic: squared error and sharpness, as 8-bit files."""
         low, high = self._crops(self._images(batch), noise)
         made = {"": self.model.sample(low, noise=noise.at("sample")), "/bicubic": resize(low, (high.shape[-2], high.shape[-1]))}
@@ -54,6 +55,10 @@ class UpsamplerTask(Task):
         low, high = self._crops(self._images(batch)[: len(noise)], noise)
         sampled = self.model.sample(low, noise=noise).cpu()
         return torch.stack([self.model.network.encode(low).resized, sampled, high], dim=1).flatten(0, 1)
+
+    @classmethod
+    def reads(cls, config: Config) -> tuple[str, ...]:
+        return ("images",)
 
     def _images(self, batch: Batch) -> Float[Tensor, "b 3 H W"]:
         require(batch, ["images"], type(self).__name__)

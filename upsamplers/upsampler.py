@@ -25,6 +25,7 @@ class Upsampler(Part[UpsamplerConfig]):
     """P(x_high | x_low), and perhaps a caption, a label, known pixels; unCLIP's sees the low resolution alone (2.2)."""
 
     config_class = UpsamplerConfig
+    task_class = "UpsamplerTask"
 
     def __init__(self, config: UpsamplerConfig):
         super().__init__()

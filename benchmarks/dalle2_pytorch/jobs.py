@@ -19,7 +19,7 @@ from benchmarks.dalle2_pytorch.settings import (
     small_theirs,
 )
 from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
-from experiments.recipes import find
+from unclip.runs.recipes import find
 
 
 class Bench(NamedTuple):

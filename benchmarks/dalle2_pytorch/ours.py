@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks.dalle2_pytorch.common import Clock, Spec, Ticks, begin, finish, speed_of
 from benchmarks.machine import memory
-from decoder import Decoder, DecoderTask
-from experiments.recipes import find
-from prior import DiffusionPrior, PriorTask
+from prior import DiffusionPrior
 from unclip.randomness import Noise
+from unclip.runs import Training, build
+from unclip.runs.recipes import find
 from unclip.training import TrainConfig, load_ema, train
 from unclip.training.task import Task
 from unclip.types import Batch, Cond, Text, best_of
@@ -71,20 +71,16 @@ class Material:
         return self.image_embed[rows], self.text(rows)
 
 
-def recipe_of(spec: Spec) -> Any:
+def recipe_of(spec: Spec) -> Training:
     changes = [*spec["changes"], *COMMON, f"train.seed={spec['seed']}"]
     if spec["precision"] != "own":
         changes.append(f"train.precision={spec['precision']}")
     return find(f"emoji.{spec['stage']}").override(*changes)
 
 
-def task_of(recipe: Any, material: Material) -> Task:
+def task_of(recipe: Training, material: Material) -> Task:
     """The stage of a recipe, new weights, on this material."""
-    if type(recipe).__name__ == "PriorRecipe":
-        prior = recipe.fresh(lambda: DiffusionPrior(recipe.model))
-        prior.fit(material.training_embeds()[0])
-        return PriorTask(prior)
-    return DecoderTask(recipe.fresh(lambda: Decoder(recipe.model)))
+    return build(recipe, data=material).task
 
 
 @contextmanager

@@ -3,11 +3,11 @@
     python -m experiments.emoji.ship embed RUNS                   # the newest CLIP's answers, which the other stages train on
     python -m experiments.emoji.ship assemble RUNS DEST           # averaged weights in float16, with provenance
 
-RUNS holds the run folders clip, wording, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`;
-runs need not have ended: the newest complete state of each is taken.  The CLIP is that of `wording`; `embed` takes that of
-`clip` as long as there is no other.  A run that was started from another's weights (`--init`) keeps that
-one beside it as decoder_1, decoder_2, ..., so that the provenance can tell of every sitting,
-and of the settings in which it was unlike the recipe.
+RUNS holds the run folders clip, paraphrase, prior, ar_prior, decoder, upsampler_256 and upsampler_1024 of the recipes `emoji.*`;
+runs need not have ended: the newest complete state of each is taken.  The CLIP is that of `paraphrase`; `embed` takes that of
+`clip` as long as there is no other.  A run that was started from another's weights (`--start`) keeps that one beside it as
+decoder_1, decoder_2, ..., so that the provenance can tell of every training run, and of the settings in which it was unlike the
+recipe.
 """
 
 from __future__ import annotations
@@ -24,43 +24,37 @@ from typing import Any
 import torch
 
 from experiments.emoji.data import source
-from experiments.emoji.data.emoji_data import EmojiData
-from experiments.recipes import find
-from experiments.recipes.emoji import embeddings_path
+from experiments.emoji.data.emoji_data import EmojiData, embeddings_path
 from prior import DiffusionPrior
 from unclip import __version__
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.editing.pca import PCA
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
-from unclip.training import load_ema, read_log
+from unclip.runs.components import RECORD, averaged
+from unclip.runs.recipes import find
+from unclip.training import read_log
 
-STAGES = ("clip", "wording", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
-PARENTS = {"wording": "clip", "upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
+STAGES = ("clip", "paraphrase", "prior", "ar_prior", "decoder", "upsampler_256", "upsampler_1024")
+PARENTS = {"paraphrase": "clip", "upsampler_1024": "upsampler_256"}  # whose weights a stage starts from
 
-WEIGHTLESS = ("train.log_every", "train.sample_every", "train.save_every", "train.keep", "model.sampling", "clip")
+WEIGHTLESS = {"train.log_every", "train.sample_every", "train.save_every", "train.keep", "train.validate_every", "train.best"}
+WEIGHTLESS |= {"train.validation_samples", "model.sampling", "held_out", "clip", "start"}
 TOLD = ("step", "samples", "loss", "seconds")  # of a run's last line
-
-
-def load(runs: Path, stage: str) -> Any:
-    """The part of a recipe's run, with its averaged weights."""
-    task, _ = find(f"emoji.{stage}").build()
-    task.model.load_state_dict(load_ema(runs / stage))
-    return task.model.eval()
 
 
 def embed(runs: Path) -> Embeddings:
     """All 3,664 pictures and captions, held-out ones too: the training splits leave those out by key."""
     path = embeddings_path()
-    newest = "wording" if (runs / "wording").exists() else "clip"
-    return precompute(load(runs, newest), EmojiData("all", 64), path)
+    newest: Any = averaged(runs / ("paraphrase" if (runs / "paraphrase").exists() else "clip"))
+    return precompute(newest, EmojiData("all", 64), path)
 
 
 def assemble(runs: Path, dest: Path) -> None:
-    parts = {stage: load(runs, stage) for stage in STAGES if stage != "clip"}
+    parts: dict[str, Any] = {stage: averaged(runs / stage) for stage in STAGES if stage != "clip"}
     measure(parts["prior"])
     pipe = UnCLIP(
-        parts["wording"],
+        parts["paraphrase"],
         parts["prior"],
         parts["decoder"],
         [parts["upsampler_256"], parts["upsampler_1024"]],
@@ -81,9 +75,9 @@ def measure(prior: DiffusionPrior, n: int = 256) -> None:
     """The analytic variance at every timestep, so that any number of steps may be sampled, on n training captions."""
     data = EmojiData("train", 64, embeddings=embeddings_path())
     assert data.embeddings is not None
-    some = data.embeddings.select(data.keys[:: len(data) // n][:n])
+    some = data.embeddings.select(data.keys[:: max(1, len(data) // n)][:n])
     assert some.text is not None
-    prior.measure_variance(some.image_embed, some.text, prior.schedule.T, Noise.of(0, range(n)).at("measure"))
+    prior.measure_variance(some.image_embed, some.text, prior.schedule.T, Noise.of(0, range(len(some))).at("measure"))
 
 
 def provenance(runs: Path) -> dict[str, Any]:
@@ -91,16 +85,16 @@ def provenance(runs: Path) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     stages = {}
     for stage in STAGES:
-        sittings = []
+        trained = []
         for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
             rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
-            sitting: dict[str, Any] = {name: rows[-1][name] for name in TOLD if name in rows[-1]}
-            if (folder / "recipe.json").exists():  # a run that did not end has written none
-                told = json.loads((folder / "recipe.json").read_text())
-                sitting["settings"] = unlike(told, json.loads(find(f"emoji.{stage}").to_json()))
-            sittings.append(sitting)
+            run: dict[str, Any] = {name: rows[-1][name] for name in TOLD if name in rows[-1]}
+            if (folder / RECORD).exists():
+                told = json.loads((folder / RECORD).read_text())
+                run["settings"] = unlike(told, json.loads(find(f"emoji.{stage}").to_json()))
+            trained.append(run)
         parent = {"started_from": PARENTS[stage]} if stage in PARENTS else {}
-        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "sittings": sittings}
+        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "sittings": trained}
     return {
         "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
         "205 held out of every training",

@@ -1,6 +1,6 @@
 """How many principal components of z_i hold its variance, with and without SAM (unCLIP 2.2 and App. C).
 
-    python -m experiments.train emoji.clip task.sam=0.1 train.steps=650 --run runs/clip_sam      # to compare with: 20 minutes
+    unclip train emoji.clip task.sam=0.1 train.steps=650 --run runs/clip_sam      # to compare with: 20 minutes
     python -m experiments.figures.explained_variance [MODEL] --clips "with SAM=runs/clip_sam" [-o FOLDER]
 
 The AR prior predicts as many symbols as components are kept.  The paper keeps 319 of 1,024 for less than 1 % of mean squared
@@ -62,16 +62,10 @@ def effective_rank(variances: torch.Tensor) -> torch.Tensor:
 
 
 def load(folder: Path) -> CLIP:
-    """A saved CLIP, or the averaged weights of a run of `emoji.clip` with the settings that it was started with."""
-    if (folder / "config.json").is_file():
-        return CLIP.from_pretrained(folder)
-    from experiments.recipes import find
-    from unclip.training import load_ema
+    """A saved CLIP, or that of a run."""
+    from unclip.runs import open_clip
 
-    task, _ = find("emoji.clip").build()
-    task.model.load_state_dict(load_ema(folder))
-    assert isinstance(task.model, CLIP)
-    return task.model.eval()
+    return open_clip(str(folder))
 
 
 def plot(curves: dict[str, list[float]]) -> bytes:

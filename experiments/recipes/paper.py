@@ -2,99 +2,41 @@
 
 Where the paper is silent a comment says what was taken instead.  Silent for all stages: warm-up and decay of the learning rate
 (here: constant after 1,000 steps; ADM keeps it constant), gradient clipping (1.0), precision (bfloat16; GLIDE float16).
-Pictures and captions come from a folder (unclip.data.image_text), the CLIP that the prior and the decoder read from a saved one:
+Pictures and captions come from the folder `pictures`, or what else `DataConfig` reads; the CLIP that the priors and the decoder
+learn from is that of a run of `paper.clip`:
 
-    python -m experiments.train paper.clip folder=pictures
-    python -m experiments.train paper.decoder folder=pictures clip=runs/paper.clip/model
+    unclip train paper.clip data.source=pictures
+    unclip train paper.decoder data.source=pictures clip=runs/paper.clip/model
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from torch import nn
-
-from decoder import Decoder, DecoderConfig, DecoderTask
-from experiments.recipes import Recipe
-from prior import (
-    ARNetworkConfig,
-    ARPrior,
-    ARPriorConfig,
-    ARSampling,
-    DiffusionPrior,
-    PriorConfig,
-    PriorNetworkConfig,
-    PriorTask,
-    QuantizerConfig,
-)
-from unclip.checkpoint import Part
-from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
-from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from decoder import DecoderConfig
+from prior import ARNetworkConfig, ARPriorConfig, ARSampling, PriorConfig, PriorNetworkConfig, QuantizerConfig
+from unclip.clip.encoder import Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.clip.task import CLIPTaskConfig
 from unclip.conditions import Caption, Conditions, ImageEmbedding
-from unclip.data.embeddings import precompute
-from unclip.data.image_text import ImageText
-from unclip.data.order import Data
+from unclip.data.open import DataConfig
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
-from unclip.randomness import Noise
+from unclip.runs import Training
 from unclip.sampling import Sampling
 from unclip.training import TrainConfig
-from unclip.training.task import Task
-from unclip.types import Batch
-from upsamplers import CorruptionConfig, Upsampler, UpsamplerConfig, UpsamplerTask
+from upsamplers import CorruptionConfig, UpsamplerConfig
 
 CLIP_SIZE, EMBED = 256, 1024
 TEXT = TransformerConfig(width=2048, layers=24, heads=32)  # of the priors, and of the decoder's text encoder
 # Text context 256.  Token ids come from CLIP's tokenizer, which cuts captions at 77, so that the rest is always padding.
 CONTEXT = 256
+CLIP_RUN = "runs/paper.clip/model"  # the trained `clip`
+# About 650M pictures for CLIP, of which the 250M of DALL-E's set for all other stages.
+PICTURES = DataConfig(source="pictures", size=CLIP_SIZE)
 
 
-class PaperRecipe(Recipe, frozen=True, kw_only=True):
-    """A recipe over a folder of captioned pictures.
-
-    The paper: about 650M pictures for CLIP, of which the 250M of DALL-E's set for all other stages.
-    """
-
-    folder: str = ""
-    size: int  # of the pictures read, in pixels
-
-    def data(self) -> ImageText:
-        if not self.folder:
-            raise ValueError("no pictures to train on: name a folder of captioned pictures, folder=/path/to/pictures")
-        return ImageText(self.folder, self.size)
-
-    def finish(self, model: nn.Module, run_dir: Path) -> None:
-        """Save the part as runs/.../model, for the stages that need it and for `from_pretrained`."""
-        if isinstance(model, Part) and not (run_dir / "model").exists():
-            model.save_pretrained(run_dir / "model")
-
-
-class WithClipRecipe(PaperRecipe, frozen=True, kw_only=True):
-    """A recipe whose stage learns from the embeddings of a trained CLIP."""
-
-    clip: str = ""
-
-    def teacher(self) -> CLIP:
-        if not self.clip:
-            raise ValueError("no CLIP to make embeddings with: name the folder of a saved one, clip=runs/paper.clip/model")
-        return CLIP.from_pretrained(self.clip).requires_grad_(False)
-
-
-class ClipRecipe(PaperRecipe, frozen=True, kw_only=True):
-    model: CLIPConfig
-    task: CLIPTaskConfig
-
-    def build(self) -> tuple[Task, ImageText]:
-        data = self.data()
-        return CLIPTask(self.fresh(lambda: CLIP(self.model)), self.task), data
-
-
-def clip() -> ClipRecipe:
+def clip() -> Training:
     """ViT-H/16 at 256 pixels; "everything else as in CLIP", so what App. C does not name is from Radford et al. 2021."""
-    return ClipRecipe(
-        size=CLIP_SIZE,
+    return Training(
         model=CLIPConfig(
             architecture=Architecture(
                 embed_dim=EMBED,
@@ -106,6 +48,7 @@ def clip() -> ClipRecipe:
         # Rho of SAM, perturbed per replica with 64 samples each.  CLIP's only augmentation, random square crops, is left
         # out: pictures are cropped at the centre.
         task=CLIPTaskConfig(sam=0.1),
+        data=PICTURES,
         # Steps are not given: CLIP's 32 epochs over 650M pictures.  CLIP keeps no average of its weights.
         train=TrainConfig(
             steps=32 * 650_000_000 // 32_768, batch=32_768, lr=3e-4, warmup=2000, decay="cosine", weight_decay=0.2,
@@ -114,22 +57,9 @@ def clip() -> ClipRecipe:
     )  # fmt: skip
 
 
-class PriorRecipe(WithClipRecipe, frozen=True, kw_only=True):
-    model: PriorConfig
-
-    def build(self) -> tuple[Task, ImageText]:
-        data, teacher = self.data(), self.teacher()
-        # No statistics to fit: the paper scales directions by a constant, and the decoder reads directions.
-        return PriorTask(self.fresh(lambda: DiffusionPrior(self.model)), teacher), data
-
-
-def prior() -> PriorRecipe:
-    """The diffusion prior; its 24 blocks hold 1.21B weights where Table 3 says 1B.
-
-    Sampling by analytic variance wants `DiffusionPrior.measure_variance` after training.
-    """
-    return PriorRecipe(
-        size=CLIP_SIZE,
+def prior() -> Training:
+    """The diffusion prior; its 24 blocks hold 1.21B weights where Table 3 says 1B."""
+    return Training(
         model=PriorConfig(
             network=PriorNetworkConfig(transformer=TEXT, embed_dim=EMBED, text="tokens", context=CONTEXT),
             schedule=ScheduleConfig(name="cosine"),
@@ -138,6 +68,8 @@ def prior() -> PriorRecipe:
             text_drop=0.1,
             sampling=Sampling(sampler="ddpm", steps=64, variance="analytic"),
         ),
+        data=PICTURES,
+        clip=CLIP_RUN,
         train=TrainConfig(
             steps=600_000, batch=4096, lr=1.1e-4, warmup=1000, decay="constant", weight_decay=6.0e-2,
             betas=(0.9, 0.96), eps=1e-6, ema=0.9999, precision="bfloat16",
@@ -145,40 +77,12 @@ def prior() -> PriorRecipe:
     )  # fmt: skip
 
 
-class ARPriorRecipe(WithClipRecipe, frozen=True, kw_only=True):
-    model: ARPriorConfig
-    measured: int = 16_384  # pictures, evenly spread, whose embeddings give the components and the buckets
-
-    def build(self) -> tuple[Task, ImageText]:
-        data, teacher = self.data(), self.teacher()
-        model = self.fresh(lambda: ARPrior(self.model))
-        found = precompute(teacher, Spread(data, self.measured))
-        assert found.text is not None
-        model.fit(found.image_embed, found.text.embed)
-        return PriorTask(model, teacher), data
-
-
-class Spread:
-    """Up to n samples of some data, evenly spread."""
-
-    def __init__(self, data: Data, n: int):
-        self.data, self.chosen = data, range(0, len(data), max(1, len(data) // n))[:n]
-        self.keys = [data.keys[i] for i in self.chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
-        return self.data.batch([self.chosen[i] for i in indices], noise)
-
-
-def ar_prior() -> ARPriorRecipe:
+def ar_prior() -> Training:
     """The autoregressive prior: 319 of 1,024 components, which explained 99 % of the variance of the paper's CLIP.
 
     A CLIP trained without SAM may need more: `model.quantizer.dims`.  Table 3's two transformers hold 2.0B, not "1B".
     """
-    return ARPriorRecipe(
-        size=CLIP_SIZE,
+    return Training(
         model=ARPriorConfig(
             network=ARNetworkConfig(
                 transformer=TransformerConfig(width=1664, layers=24, heads=26),
@@ -192,22 +96,15 @@ def ar_prior() -> ARPriorRecipe:
             text_drop=0.1,
             sampling=ARSampling(percentile=50.0),  # the best of 50, 70, 85 and 95; temperature and guidance are not given
         ),
+        data=PICTURES,
+        clip=CLIP_RUN,
         train=prior().train.replace(steps=1_000_000, lr=1.6e-4, weight_decay=4.0e-2, betas=(0.9, 0.91), eps=1e-10, ema=0.999),
     )
 
 
-class DecoderRecipe(WithClipRecipe, frozen=True, kw_only=True):
-    model: DecoderConfig
-
-    def build(self) -> tuple[Task, ImageText]:
-        data, teacher = self.data(), self.teacher()
-        return DecoderTask(self.fresh(lambda: Decoder(self.model)), teacher), data
-
-
-def decoder() -> DecoderRecipe:
+def decoder() -> Training:
     """GLIDE's 3.5B: a UNet of 2.3B and a text transformer of 1.2B, with the CLIP embedding added."""
-    return DecoderRecipe(
-        size=CLIP_SIZE,  # what CLIP sees; the task brings it to the decoder's 64
+    return Training(
         model=DecoderConfig(
             image_size=64,
             unet=UNetConfig(
@@ -230,6 +127,8 @@ def decoder() -> DecoderRecipe:
             # 1.25 is best by FID (Table 2); the figures use other scales, mostly not published.
             sampling=Sampling(sampler="ddpm", steps=250, variance="learned", guidance=1.25, threshold="static"),
         ),
+        data=PICTURES,
+        clip=CLIP_RUN,
         # Table 3 has no weight decay here; ADM, whose settings these are, has none either.
         train=TrainConfig(
             steps=800_000, batch=2048, lr=1.2e-4, warmup=1000, decay="constant", weight_decay=0.0,
@@ -238,18 +137,9 @@ def decoder() -> DecoderRecipe:
     )  # fmt: skip
 
 
-class UpsamplerRecipe(PaperRecipe, frozen=True, kw_only=True):
-    model: UpsamplerConfig
-
-    def build(self) -> tuple[Task, ImageText]:
-        data = self.data()
-        return UpsamplerTask(self.fresh(lambda: Upsampler(self.model))), data
-
-
-def upsampler_256() -> UpsamplerRecipe:
+def upsampler_256() -> Training:
     """64 -> 256 pixels, trained on crops of a quarter of the side."""
-    return UpsamplerRecipe(
-        size=256,
+    return Training(
         model=UpsamplerConfig(
             unet=UNetConfig(channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1),
             schedule=ScheduleConfig(name="cosine"),
@@ -261,15 +151,16 @@ def upsampler_256() -> UpsamplerRecipe:
             # 27 steps; GLIDE's own 27, "fast27", are spaced unevenly, and the paper does not say which.
             sampling=Sampling(sampler="ddim", steps=27, threshold="static"),
         ),
+        data=PICTURES,
         train=decoder().train.replace(steps=1_000_000, batch=1024),
     )
 
 
-def upsampler_1024() -> UpsamplerRecipe:
+def upsampler_1024() -> Training:
     """256 -> 1024 pixels: ADM's 256-pixel layout without attention, on a linear schedule."""
     base = upsampler_256()
     return base.replace(
-        size=1024,
+        data=PICTURES.replace(size=1024),
         model=base.model.replace(
             unet=UNetConfig(channels=192, depth=2, multiple=(1, 1, 2, 2, 4, 4)),  # dropout is not given
             schedule=ScheduleConfig(name="linear"),

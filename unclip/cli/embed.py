@@ -36,7 +36,7 @@ def embed(
         from unclip.data.open import open_source
         from unclip.data.reader import Reader
         from unclip.data.source import Source as PictureSource
-        from unclip.runs.training import open_clip
+        from unclip.runs import open_clip
 
         if dtype not in ("float32", "float16"):
             raise ValueError(f"no dtype {dtype!r}; embeddings are stored in float32 or float16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,51 +13,73 @@ from .common import Errors
 
 if TYPE_CHECKING:
     from unclip.checkpoint import Part
-    from unclip.runs.training import Training
+    from unclip.runs import Training
+
+
+What = Annotated[str, typer.Argument(help="What `unclip config` writes, or a recipe by its name, as emoji.decoder.")]
 
 
 def config(
-    stage: Annotated[str, typer.Argument(help="clip, prior, ar_prior, contrastive_prior, decoder or upsampler.")],
-    source: Annotated[str, typer.Argument(help="Captioned pictures: a folder, a table, tar shards (see `unclip data check`).")],
+    stage: Annotated[
+        str, typer.Argument(help="clip, prior, ar_prior, contrastive_prior, decoder or upsampler; or a recipe, as emoji.decoder.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="A new .json file.")],
+    source: Annotated[
+        str | None, typer.Argument(help="Captioned pictures: a folder, a table, tar shards (see `unclip data check`).")
+    ] = None,
     scale: Annotated[str, typer.Option(help="small (thousands of pictures, two cores) or base (millions, a GPU).")] = "small",
     clip: Annotated[
         str | None, typer.Option(help='The CLIP of priors and decoders: a model, a folder, "open_clip:NAME:TAG".')
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures; default: what the stage needs.")] = None,
     embeddings: Annotated[str | None, typer.Option(help="What `unclip embed` made of these data.")] = None,
-    held_out: Annotated[str | None, typer.Option(help="Data to examine on, of the same kind as SOURCE.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="Data for validation, of the same kind as SOURCE.")] = None,
     start: Annotated[str | None, typer.Option(help="Train these weights on: a model, a part's folder, a run.")] = None,
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
     with Errors():
-        from unclip.runs.starters import Scale, starter, write
-        from unclip.runs.training import Stage
+        from unclip.runs import recipes
 
-        if stage not in get_args(Stage) or scale not in get_args(Scale):
-            known = f"stages are {', '.join(get_args(Stage))}, scales {', '.join(get_args(Scale))}"
-            raise ValueError(f"no stage {stage!r} of scale {scale!r}; {known}")
-        write(starter(stage, source, scale, clip, size, embeddings, held_out, start), output)  # type: ignore[arg-type]
+        from .starters import STARTERS, starter, write
+
+        if stage in STARTERS:
+            if source is None:
+                raise ValueError(f"a {stage} is trained on pictures: name them, as in unclip config {stage} pictures -o x.json")
+            if scale not in ("small", "base"):
+                raise ValueError(f"no scale {scale!r}; there are small and base")
+            made = starter(stage, source, scale, clip, size, embeddings, held_out, start)  # type: ignore[arg-type]
+        elif stage in recipes.functions() and source is None:
+            made = recipes.find(stage)
+        else:
+            raise ValueError(f"no stage {stage!r}; there are {', '.join((*STARTERS, *recipes.functions()))}")
+        write(made, output)
         typer.echo(output)
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="What `unclip config` writes.")],
+    what: What,
     settings: Annotated[list[str] | None, typer.Argument(help="Changes, as train.steps=500 model.unet.channels=96.")] = None,
     run: Annotated[
         # The second name is for torchrun, whose own options begin with the first.
-        Path | None, typer.Option("--run", "--folder", help="Folder of the run; default: runs/NAME of the file.")
+        Path | None, typer.Option("--run", "--folder", help="Folder of the run; default: runs/NAME of the file or recipe.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", "--init", help="Begin with these weights: a run, a component's folder, MODEL:PART.")
     ] = None,
     overfit: Annotated[int | None, typer.Option(help="Self-test: learn so many samples by heart.", min=2)] = None,
     overfit_steps: Annotated[int, typer.Option(help="Updates of the self-test.", min=1)] = 400,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole configuration and stop.")] = False,
 ) -> None:
     """Train a stage; the same command goes on where a run was cut off.  Several processes: torchrun -m unclip.cli train ..."""
     with Errors("compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"):
-        from unclip.runs.training import Training
+        from unclip.runs.recipes import load
 
-        training = Training.load(file).override(*(settings or []))
-        folder = run or Path("runs") / file.stem
-        if overfit is None:
+        training = load(what).override(*(settings or []))
+        training = training if start is None else training.replace(start=start)
+        folder = run or Path("runs") / what.removesuffix(".json").rpartition("/")[2]
+        if show:
+            typer.echo(training.to_json(), nl=False)
+        elif overfit is None:
             _train(training, folder)
         elif not _overfit(training, folder.with_name(f"{folder.name}-overfit"), overfit, overfit_steps):
             raise typer.Exit(1)
@@ -78,14 +100,14 @@ def assemble(
         from prior import ARPrior
         from unclip.pipelines.stage import DTYPES
         from unclip.pipelines.unclip import UnCLIP
-        from unclip.runs.training import open_clip, open_part
+        from unclip.runs import open_clip, open_component
 
         types = {str(t).removeprefix("torch."): t for t in DTYPES}
         if dtype not in types:
             raise ValueError(f"no dtype {dtype!r}; there are {', '.join(types)}")
-        parts: dict[str, Part[Any]] = {"prior": open_part(prior, "prior"), "decoder": open_part(decoder, "decoder")}
-        uppers = [open_part(source, "upsampler") for source in upsampler or []]
-        second = open_part(ar_prior, "ar_prior") if ar_prior else None
+        parts: dict[str, Part[Any]] = {"prior": open_component(prior, "prior"), "decoder": open_component(decoder, "decoder")}
+        uppers = [open_component(source, "upsampler") for source in upsampler or []]
+        second = open_component(ar_prior, "ar_prior") if ar_prior else None
         if second is not None and not isinstance(second, ARPrior):
             raise ValueError(f"--ar-prior {ar_prior} is a {type(second).__name__}, not an ARPrior")
         given = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
@@ -105,28 +127,18 @@ def assemble(
 
 
 def _train(training: Training, folder: Path) -> None:
-    from unclip.runs import record
-    from unclip.runs.training import build, finish
-    from unclip.training import train as run
+    from unclip.runs.train import train as run
 
-    main = int(os.environ.get("RANK", "0")) == 0
-    record.refuse_other(training, folder)
-    built = build(training, _device(), typer.echo if main else _silent)
-    folder.mkdir(parents=True, exist_ok=True)
-    if main:
-        record.begin(training, folder)
-        count = sum(p.numel() for p in built.task.model.parameters())
-        typer.echo(f"{training.stage}: {count / 1e6:.2f}M parameters, {len(built.data)} samples, run {folder}")
     try:
-        trained = run(built.task, built.data, training.train, folder, held_out=built.held_out)
+        made = run(training, folder, _device(), typer.echo)
     except FloatingPointError as error:
         raise ValueError(str(error)) from None
-    if main:
-        typer.echo(finish(training, built, trained.ema, folder))
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(made)
 
 
 def _overfit(training: Training, folder: Path, n: int, steps: int) -> bool:
-    from unclip.runs.training import build
+    from unclip.runs import build
     from unclip.training.overfit import overfit
 
     built = build(training, _device(), _silent)
@@ -148,7 +160,7 @@ def _device() -> Any:
 
 def _story(source: str) -> dict[str, Any]:
     """Where a part comes from: a run tells its training and how it ended."""
-    from unclip.runs.record import RECORD
+    from unclip.runs.components import RECORD
     from unclip.training import read_log
 
     story: dict[str, Any] = {"from": source}

@@ -102,6 +102,7 @@ class CLIP(Part[CLIPConfig]):
     """ImageTextEncoder over an open_clip model.  Gradients flow; a user of a frozen CLIP says `torch.no_grad()`."""
 
     config_class = CLIPConfig
+    task_class = "CLIPTask"
     mean: Tensor
     std: Tensor
 

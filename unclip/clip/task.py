@@ -15,7 +15,7 @@ from unclip.training.evaluation import caption_ids, chance, retrieval
 from unclip.training.task import Task, require
 from unclip.types import Batch, Losses
 
-from .encoder import CLIP
+from .encoder import CLIP, CLIPConfig
 from .tokenizer import UNKNOWN, BytePairTokenizer
 
 
@@ -36,6 +36,7 @@ class CLIPTaskConfig(Config, frozen=True, kw_only=True):
 class CLIPTask(Task):
     """Batch.images and Batch.captions to ClipLoss; several processes share their negatives as open_clip does it."""
 
+    config_class = CLIPTaskConfig
     model: CLIP
 
     def __init__(self, model: CLIP, config: CLIPTaskConfig | None = None):
@@ -71,7 +72,25 @@ class CLIPTask(Task):
         }
         return Losses(total, None, terms)
 
-    def examine(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    @classmethod
+    def reads(cls, config: Config) -> tuple[str, ...]:
+        return "images", "captions"
+
+    @classmethod
+    def image_size(cls, config: Config) -> int:
+        assert isinstance(config, CLIPConfig)
+        if config.architecture is not None:
+            return config.architecture.vision.image_size if config.architecture.vision else 0
+        from open_clip import get_model_config
+
+        assert config.name is not None
+        known = get_model_config(config.name)
+        if known is None:  # only its weights tell, those of a repository
+            raise ValueError(f'data.size is missing: the side of the pictures that {config.name} sees, for instance "size": 224')
+        size = known["vision_cfg"].get("image_size", 224)
+        return int(size if isinstance(size, int) else size[0])
+
+    def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Both unit embeddings: what is to be known of them couples all samples."""
         require(batch, ["images", "captions"], "CLIPTask")
         assert batch.images is not None and batch.captions is not None

@@ -127,7 +127,7 @@ class EmbeddingShards:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder, self.name = Path(folder), str(folder)
         self.index = EmbeddingIndex.load(self.folder / INDEX)
         paths = [shard_path(self.folder, shard) for shard in range(self.index.shards)]
         missing = [path for path in paths if not (path.is_file() and path.with_suffix(".json").is_file())]

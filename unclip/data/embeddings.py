@@ -27,6 +27,7 @@ class Embeddings:
 
     def __init__(self, keys: Sequence[str], image_embed: Float[Tensor, "n d"], text: Text | None = None):
         self.keys, self.image_embed, self.text = list(keys), image_embed, text
+        self.name = "the embeddings"  # for messages
         self._row = {key: row for row, key in enumerate(self.keys)}
         if len(self._row) != len(self.keys):
             raise ValueError(
@@ -61,7 +62,9 @@ class Embeddings:
 
     def select(self, keys: Sequence[str]) -> Embeddings:
         """Only `keys`, in that order."""
-        return Embeddings(keys, *self.rows(keys))
+        selected = Embeddings(keys, *self.rows(keys))
+        selected.name = self.name
+        return selected
 
     def join(self, batch: Batch, noise: Noise | None = None) -> Batch:
         """The batch with the embeddings of its keys; its captions become the embedded ones, which may be others.
@@ -136,7 +139,9 @@ class Embeddings:
         text = None
         if "strings" in metadata:
             text = Text(json.loads(metadata["strings"]), *(tensors[f"text.{name}"] for name in TEXT_TENSORS))
-        return cls(json.loads(metadata["keys"]), tensors["image_embed"], text)
+        loaded = cls(json.loads(metadata["keys"]), tensors["image_embed"], text)
+        loaded.name = str(path)
+        return loaded
 
 
 def precompute(clip: ImageTextEncoder, data: Data, path: str | Path | None = None, *, batch: int = 64) -> Embeddings:

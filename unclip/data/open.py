@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unclip.config import Config
@@ -21,6 +21,7 @@ from .reader import Broken, Embedded, Reader, Store
 from .sample import FOLDER, class_names
 from .shards import Shards
 from .source import Source
+from .spec import DataSpec
 from .table import SUFFIXES as TABLE_SUFFIXES
 from .walk import Listing, list_folder
 
@@ -40,7 +41,7 @@ class SourceConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"the weight of {self.path} is {self.weight}; it must be a positive number")
 
 
-class DataConfig(Config, frozen=True, kw_only=True):
+class DataConfig(DataSpec, frozen=True, kw_only=True):
     """What a training reads: `DataConfig(source="pictures", size=64).open()`."""
 
     source: str | tuple[SourceConfig, ...]
@@ -64,6 +65,22 @@ class DataConfig(Config, frozen=True, kw_only=True):
         return open_data(
             self.source, self.size, embeddings=self.embeddings, broken=self.broken, labels=self.labels, classes=known
         )
+
+    @property
+    def embedded(self) -> bool:
+        if not isinstance(self.source, str):
+            return all(one.embeddings is not None for one in self.source)
+        return self.embeddings is not None or (Path(self.source) / INDEX).is_file() or self.source.endswith(".safetensors")
+
+    def placed(self, place: Callable[[str], str]) -> DataConfig:
+        def at(name: str | None) -> str | None:
+            local = name is not None and not is_url(name) and not name.startswith("pipe:")
+            return place(name.removeprefix("file://")) if name is not None and local else name
+
+        if isinstance(self.source, str):
+            return self.replace(source=at(self.source), embeddings=at(self.embeddings))
+        parts = [one.replace(path=at(one.path), embeddings=at(one.embeddings)) for one in self.source]
+        return self.replace(source=tuple(parts))
 
 
 def open_data(

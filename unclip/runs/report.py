@@ -13,6 +13,7 @@ from unclip.training.evaluation import cost, judge
 from unclip.training.log import read_log
 
 DASHES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of baselines
+VALIDATED = ("validated", "examined")  # events; the second is that of unclip 0.1.0
 BOOKKEEPING = {"step", "samples", "seconds", "ema", "skipped", "event"}
 
 
@@ -22,23 +23,23 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """A run's log by name: of the training, of the examinations of held-out samples, and the steps where something happened."""
+    """A run's log by name: of the training, of validations on held-out samples, and the steps where something happened."""
 
     name: str
     train: dict[str, Curve]
-    examined: dict[str, Curve]
+    validated: dict[str, Curve]
     skipped: list[int]
     resumed: list[int]
     last: dict[str, Any]  # the last line of the training
-    judged: dict[str, Any]  # the last examination
+    judged: dict[str, Any]  # the last validation
 
 
 class Panel(NamedTuple):
-    """One diagram: names of training curves, of examined ones, and whether its values span powers of ten."""
+    """One diagram: names of training curves, of validated ones, and whether its values span powers of ten."""
 
     title: str
     train: tuple[str, ...]
-    examined: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
     logarithmic: bool = False
 
 
@@ -65,23 +66,23 @@ def read(run: str | Path, name: str | None = None) -> Curves:
     if not rows:
         raise ValueError(f"{run} has no log (log.jsonl): is it a run folder, and has the run logged anything yet?")
     lines = [row for row in rows if "event" not in row]
-    examined = [row for row in rows if row.get("event") == "examined"]
-    events = [row for row in rows if row.get("event") not in (None, "examined")]
+    validated = [row for row in rows if row.get("event") in VALIDATED]
+    events = [row for row in rows if row.get("event") not in (None, *VALIDATED)]
     return Curves(
         name or Path(run).resolve().name,
         _curves(lines),
-        _curves(examined),
+        _curves(validated),
         [row["step"] for row in events if row["event"] == "skipped"],
         [row["step"] for row in events if row["event"] in ("resumed", "continued")],
         lines[-1] if lines else {},
-        examined[-1] if examined else {},
+        validated[-1] if validated else {},
     )
 
 
 def describe(run: Curves) -> str:
     """What a reader without pictures should know."""
     lines = [f"{run.name}: {_standing(run)}"]
-    for title, curves in (("training", run.train), ("held out", run.examined)):
+    for title, curves in (("training", run.train), ("held out", run.validated)):
         shown = {name: curve for name, curve in curves.items() if "/" not in name and name not in BOOKKEEPING}
         if shown:
             lines.append(f"  {title:28} {'first':>10} {'best':>10} {'last':>10}")
@@ -101,7 +102,7 @@ def describe(run: Curves) -> str:
 def warnings(run: Curves) -> list[str]:
     """What looks wrong: a loss that does not fall, held-out losses that rise, conditions that are ignored."""
     found = []
-    loss, held = run.train.get("loss"), run.examined.get("loss")
+    loss, held = run.train.get("loss"), run.validated.get("loss")
     if loss and len(loss.values) >= 4 and loss.values[-1] >= loss.values[0]:
         found.append("WARNING: the training loss has not fallen")
     if held and len(held.values) >= 3 and held.values[-1] > 1.05 * min(held.values):
@@ -118,21 +119,21 @@ def warnings(run: Curves) -> list[str]:
 def panels(runs: Sequence[Curves]) -> list[Panel]:
     """The diagrams that these runs have curves for."""
     train = {name: None for run in runs for name in run.train}
-    examined = {name: None for run in runs for name in run.examined}
+    validated = {name: None for run in runs for name in run.validated}
     quartiles = tuple(f"loss_q{q}" for q in range(1, 5))
     first = [
-        Panel("loss", ("loss",), tuple(n for n in examined if n.partition("/")[0] == "loss"), logarithmic=True),
+        Panel("loss", ("loss",), tuple(n for n in validated if n.partition("/")[0] == "loss"), logarithmic=True),
         Panel("loss by timestep quartile", quartiles, logarithmic=True),
         Panel("held-out loss by timestep quartile", (), quartiles, logarithmic=True),
         Panel("gradient norm", ("grad_norm",), logarithmic=True),
         Panel("learning rate", ("lr",)),
         Panel("samples per second", ("samples_per_second",)),
     ]
-    named = {name for panel in first for name in (*panel.train, *panel.examined)}
-    heads = {name.partition("/")[0]: None for name in examined if name not in named}
-    rest = [Panel(f"{head} (held out)", (), tuple(n for n in examined if n.partition("/")[0] == head)) for head in heads]
+    named = {name for panel in first for name in (*panel.train, *panel.validated)}
+    heads = {name.partition("/")[0]: None for name in validated if name not in named}
+    rest = [Panel(f"{head} (held out)", (), tuple(n for n in validated if n.partition("/")[0] == head)) for head in heads]
     rest += [Panel(f"{name} (training)", (name,)) for name in train if name not in named | BOOKKEEPING and name != "mse"]
-    return [p for p in first + rest if any(n in train for n in p.train) or any(n in examined for n in p.examined)]
+    return [p for p in first + rest if any(n in train for n in p.train) or any(n in validated for n in p.validated)]
 
 
 def draw(runs: Sequence[Curves]) -> bytes:
@@ -159,7 +160,7 @@ def _diagram(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
     many, drawn = len(runs) > 1, []
     for r, run in enumerate(runs):
         names = [(n, run.train[n], False) for n in panel.train if n in run.train]
-        names += [(n, run.examined[n], True) for n in panel.examined if n in run.examined]
+        names += [(n, run.validated[n], True) for n in panel.validated if n in run.validated]
         for i, (name, curve, held) in enumerate(names):
             baseline = "/" in name
             # Runs have a colour each; one run alone has one for each curve.
@@ -199,7 +200,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 def _standing(run: Curves) -> str:
     last = run.last
     if not last:
-        return f"no line of the training yet, examined at step {run.judged.get('step')}"
+        return f"no line of the training yet, validated at step {run.judged.get('step')}"
     parts = [f"step {last['step']:,}"]
     parts += [f"{last['samples']:,} samples"] if "samples" in last else []
     parts += [f"{last['seconds'] / 3600:.1f} hours"] if "seconds" in last else []

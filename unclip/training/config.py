@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
+
+import msgspec
 
 from unclip.config import Config
 
-# Settings that may differ between two sittings of one run: they do not change what a step computes.  (`steps` may grow;
+# Settings that may change when a run goes on: they do not change what a step computes.  (`steps` may grow;
 # under a cosine or linear decay the rest of the run then follows the longer schedule.)
-FREE = {"steps", "log_every", "save_every", "sample_every", "keep", "compile", "examine_every", "examine_samples", "best"}
+FREE = {"steps", "log_every", "save_every", "sample_every", "keep", "compile", "validate_every", "validation_samples", "best"}
 FREE |= {"trackers", "micro_batch", "checkpointing", "deterministic", "workers", "shard"}
+
+RENAMED = {"examine_every": "validate_every", "examine_samples": "validation_samples"}  # since unclip 0.1.0, whose runs go on
 
 
 class TrainConfig(Config, frozen=True, kw_only=True):
@@ -25,7 +30,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     eps: float = 1e-8
     clip: float | None = 1.0  # largest norm of the gradient over all parameters
     # Decay of the averaged weights, reached over a ramp min(ema, (1 + k) / (10 + k)).  Several: as many averages, of which
-    # samples, examinations and `Trained.ema` use the first.
+    # samples, validation and `Trained.ema` use the first.
     ema: float | tuple[float, ...] = 0.999
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # autocast; the weights themselves are float32
     channels_last: bool = False  # memory format of weights and pictures: faster convolutions
@@ -36,9 +41,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     save_every: int | str = "600s"  # steps, or seconds as "600s"
     sample_every: int | None = None  # steps between grids of samples; None = no grids
     keep: int = 2  # newest states to keep
-    examine_every: int | None = None  # steps between examinations of held-out samples; None = only after the last step
-    examine_samples: int = 256  # held-out samples, always the same ones
-    best: str | None = None  # examined number whose best state is kept too; "-loss" = smaller is better
+    validate_every: int | None = None  # steps between validations, on held-out samples; None = only after the last step
+    validation_samples: int = 256  # held-out samples, always the same ones
+    best: str | None = None  # number of a validation whose best state is kept too; "-loss" = smaller is better
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside the JSON lines
     micro_batch: int | None = None  # samples per process and backward pass, gradients adding up; None = all at once
     checkpointing: bool = False  # keep only the inputs of blocks and run each again in the backward pass: less memory
@@ -51,7 +56,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
         for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("max_skips", 1), ("log_every", 1), ("keep", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
-        for name in ("examine_samples", "workers", "sample_every", "examine_every", "micro_batch"):
+        for name in ("validation_samples", "workers", "sample_every", "validate_every", "micro_batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1{', or null' * (name.endswith(('every', 'batch')))}")
         if not 0 < self.lr < math.inf:
@@ -69,11 +74,17 @@ class TrainConfig(Config, frozen=True, kw_only=True):
         if not self.decays or not all(0 <= decay < 1 for decay in self.decays) or len({*self.decays}) < len(self.decays):
             raise ValueError(f"ema is {self.ema}; it is a decay per step, in [0, 1), or several different ones")
         if self.best is not None and not self.best.lstrip("-"):
-            raise ValueError(f'best is {self.best!r}; it names an examined number, as in "-loss" where smaller is better')
+            raise ValueError(f'best is {self.best!r}; it names a number of a validation, as in "-loss" where smaller is better')
         if self.shard and self.channels_last:
             raise ValueError("shard and channels_last do not go together: FSDP2 shares out contiguous weights alone")
         if self.save_steps is not None and self.save_steps < 1 or not self.save_seconds > 0:
             raise ValueError(f'save_every is {self.save_every!r}; write a number of steps, or seconds as "600s"')
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "config") -> TrainConfig:
+        with suppress(msgspec.DecodeError):  # which is told next
+            text = msgspec.json.encode(renamed(msgspec.json.decode(text)))
+        return super().from_json(text, source)
 
     @property
     def decays(self) -> tuple[float, ...]:
@@ -100,6 +111,11 @@ class TrainConfig(Config, frozen=True, kw_only=True):
         names = [name for name in self.__struct_fields__ if name not in FREE]
         pairs = [(name, _plain(getattr(self, name)), _plain(getattr(other, name))) for name in names]
         return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]
+
+
+def renamed(tree: Any) -> Any:
+    """Settings as JSON has them, under the names that they have today."""
+    return {RENAMED.get(name, name): value for name, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _plain(value: object) -> object:

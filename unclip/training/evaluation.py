@@ -1,4 +1,4 @@
-"""What an examination measures: how its numbers are named, judged and put together.
+"""What a validation measures: how its numbers are named, judged and put together.
 
 A number may have baselines, which stand beside it as `number/baseline`: `cosine` and `cosine/text`.  Losses and errors are
 better smaller, ratios (norm, sharpness) better near 1, all others better larger.
@@ -48,7 +48,7 @@ class Judged(NamedTuple):
 
 
 def judge(row: Mapping[str, Any]) -> list[Judged]:
-    """Every number of an examined row beside each of its baselines; those that are not finite numbers are left out."""
+    """Every number of a validated row beside each of its baselines; those that are not finite numbers are left out."""
     known = {name: float(value) for name, value in row.items() if _is_number(value)}
     found = []
     for name, base in known.items():

@@ -21,7 +21,7 @@ from .blocks import recomputed
 from .config import TrainConfig
 from .exact import deterministic
 from .log import Log, Meter
-from .nan_origin import Origin, find_origin
+from .nan_origin import NanOrigin, nan_origin
 from .optim import Stepper, collect, drop_gradients, gradient_norm, learning_rate, trainable
 from .prefetch import Prefetch
 from .run import Run, prepare
@@ -50,7 +50,7 @@ def train(
 ) -> Trained:
     """Train `task.model`, and nothing else in the task; continue by itself where the run in `run_dir` stopped.
 
-    `init`: weights to start a new run from.  `held_out`: data to examine the averaged weights on.  SIGTERM and SIGINT save and
+    `init`: weights to start a new run from.  `held_out`: data to validate the averaged weights on.  SIGTERM and SIGINT save and
     exit with 143 and 130.  ValueError: the folder holds another run, or none but broken states.  FloatingPointError: `max_skips`
     steps in a row had a loss or gradient that is not finite.
     """
@@ -61,7 +61,7 @@ def train(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     _refuse_strangers(world)
     if config.best is not None and held_out is None:
-        raise ValueError(f"best is {config.best!r}, but there is no held-out data to examine: give some, or set best to null")
+        raise ValueError(f"best is {config.best!r}, but there is no held-out data to validate on: give some, or set best to null")
     mine = slice_for(config.batch, rank, world)
     if len(data) < 1:
         raise ValueError("the data is empty: nothing to train on")
@@ -87,11 +87,11 @@ def train(
         noise = Noise.of(config.seed, range(config.batch)[mine]).at(f"step/{step}")
         return layout(data.batch(chosen, noise.at("data")), config), noise.at("loss")
 
-    def find(step: int) -> Origin | None:
-        """Which module spoilt a step, by its batch and noise.  (Seen up to `LOOK` steps late, weights have moved on by those.)"""
+    def find(step: int) -> NanOrigin | None:
+        """Which module spoilt a step, by its batch and noise.  (Seen some steps late, weights have moved on by those.)"""
         batch, noise = make(step)
         here = move(batch, device)
-        origin = find_origin(task, lambda: backward(here, noise, step, stepper.scale), lambda found: _any(found, accelerator))
+        origin = nan_origin(task, lambda: backward(here, noise, step, stepper.scale), lambda found: _any(found, accelerator))
         drop_gradients(weights)
         return origin
 
@@ -126,7 +126,7 @@ def train(
                 ema.update(step)
             run.meter.add(step + 1, losses, norm, bad)
             run.step = step + 1
-            watch.look(signals, rate)
+            watch.on_step_end(signals, rate)
     return Trained(run.step, _whole(run, accelerator))
 
 
@@ -150,7 +150,7 @@ def _share(task: Task, config: TrainConfig, accelerator: Accelerator) -> nn.Modu
     return task
 
 
-def _any(found: Origin | None, accelerator: Accelerator) -> Origin | None:
+def _any(found: NanOrigin | None, accelerator: Accelerator) -> NanOrigin | None:
     """What the first process says that knows something."""
     if accelerator.num_processes == 1:
         return found

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 
-class Origin(NamedTuple):
+class NanOrigin(NamedTuple):
     module: str  # as in named_modules; the class of the task for what it computes outside of its modules; "the batch"
     direction: Literal["forward", "backward"]
 
 
 @torch.no_grad()
-def find_origin(
-    task: nn.Module, run: Callable[[], object], agree: Callable[[Origin | None], Origin | None] = lambda mine: mine
-) -> Origin | None:
+def nan_origin(
+    task: nn.Module, run: Callable[[], object], agree: Callable[[NanOrigin | None], NanOrigin | None] = lambda mine: mine
+) -> NanOrigin | None:
     """Where the forward and backward pass `run` first leaves the finite numbers; None when it does not.
 
     Buffers are put back; gradients are left behind.  agree: what one of the processes found, for all of them, as each has
@@ -42,13 +42,13 @@ def find_origin(
 
 
 @contextmanager
-def _forward(task: nn.Module) -> Iterator[list[Origin]]:
-    found: list[Origin] = []
+def _forward(task: nn.Module) -> Iterator[list[NanOrigin]]:
+    found: list[NanOrigin] = []
     running: list[str] = []  # modules under way, outermost first; all were given finite numbers until something is found
 
     def note(name: str) -> None:
         if not found:
-            found.append(Origin(name, "forward"))
+            found.append(NanOrigin(name, "forward"))
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -79,8 +79,8 @@ def _forward(task: nn.Module) -> Iterator[list[Origin]]:
 
 
 @contextmanager
-def _backward(task: nn.Module) -> Iterator[list[Origin]]:
-    found: list[Origin] = []
+def _backward(task: nn.Module) -> Iterator[list[NanOrigin]]:
+    found: list[NanOrigin] = []
     fine: set[str] = set()  # modules that were given finite gradients of their outputs
 
     def before(name: str) -> Callable[..., None]:
@@ -89,14 +89,14 @@ def _backward(task: nn.Module) -> Iterator[list[Origin]]:
                 fine.add(name)
             elif not found:
                 around = [".".join(name.split(".")[:i]) for i in range(name.count("."), 0, -1)]
-                found.append(Origin(next((a for a in around if a in fine), _title(task)), "backward"))
+                found.append(NanOrigin(next((a for a in around if a in fine), _title(task)), "backward"))
 
         return hook
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
             if not found and not _finite(grad_input):
-                found.append(Origin(name, "backward"))
+                found.append(NanOrigin(name, "backward"))
 
         return hook
 
@@ -112,11 +112,11 @@ def _backward(task: nn.Module) -> Iterator[list[Origin]]:
             handle.remove()
 
 
-def _first_parameter(task: nn.Module) -> Origin | None:
+def _first_parameter(task: nn.Module) -> NanOrigin | None:
     """The owner of a gradient that is not finite, when no module's own inputs and outputs showed it."""
     for name, parameter in task.named_parameters():
         if parameter.grad is not None and not _finite(parameter.grad):
-            return Origin(name.rpartition(".")[0] or _title(task), "backward")
+            return NanOrigin(name.rpartition(".")[0] or _title(task), "backward")
     return None
 
 

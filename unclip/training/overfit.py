@@ -17,7 +17,7 @@ from .config import TrainConfig
 from .evaluation import Judged, judge
 from .loop import train
 from .task import Task
-from .validation import Examiner
+from .validation import Validation
 
 STEPS = 400
 # The baselines that a stage reaches which learns nothing or does not look at its condition.
@@ -25,7 +25,7 @@ BLIND = ("start", "other", "chance", "bicubic")
 
 
 class Verdict(NamedTuple):
-    """`passed`: every check did.  `text`: what was found, one paragraph.  `numbers`: of the examination afterwards."""
+    """`passed`: every check did.  `text`: what was found, one paragraph.  `numbers`: of the validation afterwards."""
 
     passed: bool
     text: str
@@ -60,11 +60,11 @@ def overfit(task: Task, data: Data, config: TrainConfig, run_dir: str | Path, n:
         raise ValueError(f"a self-test needs at least {max(2, accelerator.num_processes)} samples, not {n}")
     few, config = First(data, n), short(config, n, steps, accelerator.num_processes)
     task.to(accelerator.device)
-    examiner = Examiner(task, few, config, accelerator)
-    start = _examine(task, examiner, 0)
+    validation = Validation(task, few, config, accelerator)
+    start = _validate(task, validation, 0)
     trained = train(task, few, config, run_dir)
     task.model.load_state_dict(trained.ema)
-    return verdict(start, _examine(task, examiner, trained.step), n, trained.step)
+    return verdict(start, _validate(task, validation, trained.step), n, trained.step)
 
 
 def short(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfig:
@@ -72,14 +72,14 @@ def short(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfi
     batch = min(config.batch, n) // world * world
     ema = min(min(config.decays), 0.98)
     changes: dict[str, Any] = {"steps": steps, "batch": batch, "warmup": min(config.warmup, steps // 20), "decay": "constant"}
-    changes |= {"ema": ema, "examine_samples": n, "sample_every": None, "examine_every": None, "best": None, "trackers": ()}
+    changes |= {"ema": ema, "validation_samples": n, "sample_every": None, "validate_every": None, "best": None, "trackers": ()}
     changes["shard"] = False  # every process loads the averaged weights
     micro = config.micro_batch
     return config.replace(**changes, micro_batch=None if micro is None or batch // world % micro else micro)
 
 
 def verdict(start: Mapping[str, float | None], end: Mapping[str, float | None], n: int, steps: int) -> Verdict:
-    """Judge the examinations before and after `steps` steps on n samples."""
+    """Judge the validations before and after `steps` steps on n samples."""
     row = dict(end) | {"loss/start": start.get("loss")}
     telling = [found for found in judge(row) if found.baseline in BLIND and found.number != "sharpness"]
     # Among five samples or fewer everybody has the right one among the first five.
@@ -121,12 +121,12 @@ def _missed(found: Judged) -> str:
     return why[found.baseline]
 
 
-def _examine(task: Task, examiner: Examiner, step: int) -> dict[str, float | None]:
+def _validate(task: Task, validation: Validation, step: int) -> dict[str, float | None]:
     modes = [(module, module.training) for module in task.modules()]
     task.eval()
     try:
         with torch.random.fork_rng(_devices(task)):
-            return examiner(step)
+            return validation(step)
     finally:
         for module, training in modes:
             module.training = training

@@ -24,7 +24,7 @@ class Run:
     """Model, averaged weights, optimiser, running means, and where the run stands.
 
     `step`: updates done; `streak`: bad steps in a row; `seconds`: trained, up to the last log line; `best`: the step whose
-    examination came out best, and its number.
+    validation came out best, and its number.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, samples: int, stepper: Stepper, meter: Meter):
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def ema(self) -> Ema:
-        """The average that samples, examinations and the result use."""
+        """The average that samples, validation and the result use."""
         return self.emas[0]
 
     @property
@@ -83,7 +83,13 @@ class Run:
         changes = saved.differences(self.config)
         if state.values["samples"] != self.samples:
             changes.append(f"number of samples: {state.values['samples']} -> {self.samples}")
-        if state.values["model"] != _identity(self.model):
+        if problem := _unreadable(state.values["model"], self.model):
+            raise ValueError(
+                f"{run_dir} holds a run that another version of unclip has begun, stopped after step {state.step}, and this one "
+                f"cannot go on with it: {problem}. Let that version finish it, or choose a new run folder (by `unclip train` "
+                f"its averaged weights are trained on with start={run_dir})"
+            )
+        if not _same_config(state.values["model"], self.model):
             changes.append(f"config of the model: {state.values['model']} -> {_identity(self.model)}")
         then = {name: tuple(tensor.shape) for name, tensor in state.tensors["model"].items()}
         now = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
@@ -151,3 +157,23 @@ def _identity(model: nn.Module) -> str | None:
     """The model's config as JSON on one line, if it has one."""
     config = getattr(model, "config", None)
     return json.dumps(json.loads(config.to_json())) if isinstance(config, Config) else None
+
+
+def _same_config(saved: str | None, model: nn.Module) -> bool:
+    """Whether a state's config is the model's, which may have fields since whose defaults change nothing."""
+    config = getattr(model, "config", None)
+    if saved is None or not isinstance(config, Config):
+        return saved == _identity(model)
+    return type(config).from_json(saved) == config
+
+
+def _unreadable(saved: str | None, model: nn.Module) -> str | None:
+    """Why a state's config cannot be read as one of this model's class; None = it can be."""
+    config = getattr(model, "config", None)
+    if saved is None or not isinstance(config, Config):
+        return None
+    try:
+        type(config).from_json(saved, source="its model's config")
+    except ValueError as error:
+        return str(error)
+    return None

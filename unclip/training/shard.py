@@ -39,7 +39,7 @@ def shard(task: Task, device: torch.device) -> None:
         apply(block)
     # The root is the task and not its model, whose methods are many: loss, encode_image, ...
     apply(task)
-    for name in ("examine", "sample_images"):
+    for name in ("validate", "sample_images"):
         register_fsdp_forward_method(task, name)
     task.to(device)
 

@@ -129,7 +129,7 @@ def load_ema(run_dir: str | Path, decay: float | None = None, best: bool = False
     step = state.step
     if best:
         if not state.values.get("best"):
-            raise ValueError(f"{run_dir} kept no best state: its config's `best` is {config.best!r}, or nothing was examined yet")
+            raise ValueError(f"{run_dir} kept no best state: its config's `best` is {config.best!r}, or no validation came yet")
         step = state.values["best"]["step"]
     folder = Path(run_dir) / "state" / f"step-{step:08d}"
     index, problem = _read_index(folder)

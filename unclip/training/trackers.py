@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
-EXAMINED = "held_out"  # what names of examined numbers start with; those of the training itself start with "train"
+HELD_OUT = "held_out"  # what names of validated numbers start with; those of the training itself start with "train"
 
 
 class Trackers:
     """`log(row, step)` to every tracker named; only on the main process, only numbers.
 
-    They start at the first line, when it is known where the run stands: what they hold of later steps, of a sitting that was
-    cut off, is dropped by TensorBoard.  ValueError: a library is not installed.
+    They start at the first line, when it is known where the run stands: what they hold of later steps, of a run that was cut
+    off there, is dropped by TensorBoard.  ValueError: a library is not installed.
     """
 
     def __init__(self, names: Sequence[str], run_dir: str | Path, accelerator: Accelerator, config: TrainConfig):
@@ -38,13 +38,13 @@ class Trackers:
         self._started: list[GeneralTracker] | None = None
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """A line of the log: an examination's numbers go under "held_out/", all others under "train/"; events have no curve."""
+        """A line of the log: a validation's numbers go under "held_out/", all others under "train/"; events have no curve."""
         event = row.get("event")
-        if not self.names or event not in (None, "examined"):
+        if not self.names or event not in (None, "validated"):
             return
         if self._started is None:
             self._started = [self._start(name, step) for name in self.names]
-        folder = EXAMINED if event else "train"
+        folder = HELD_OUT if event else "train"
         values = {f"{folder}/{name}": value for name, value in row.items() if name != "step" and _is_number(value)}
         for tracker in self._started:
             tracker.log(values, step=step)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Examiner:
-    """`examiner(step)` -> the task's numbers of `config.examine_samples` evenly spaced samples, equal on every process.
+class Validation:
+    """`validation(step)` -> the task's numbers of `config.validation_samples` evenly spaced samples, equal on every process.
 
     All processes take part: rows are shared out, gathered and summed up by the main one.  A sample's noise depends on the
     seed and the sample alone.  The caller sees to evaluation mode and to the weights.
@@ -30,9 +30,9 @@ class Examiner:
 
     def __init__(self, task: Task, data: Data, config: TrainConfig, accelerator: Accelerator):
         if len(data) < 1:
-            raise ValueError("the held-out data is empty: nothing to examine")
+            raise ValueError("the held-out data is empty: nothing to validate on")
         self.task, self.data, self.config, self.accelerator = task, data, config, accelerator
-        n = min(config.examine_samples, len(data))
+        n = min(config.validation_samples, len(data))
         self.rows = [i * len(data) // n for i in range(n)]
         # Shares and batches are even, so that rows 2k and 2k + 1 stay together (`evaluation.partners`), and equal, so that each
         # process runs a sharded network as often as the others; for that the first samples come once more.
@@ -45,7 +45,7 @@ class Examiner:
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float | None]:
         """The numbers after `step` updates; None where there is no number (NaN)."""
-        pieces = [self._examine(self.mine[i : i + self.batch]) for i in range(0, len(self.mine), self.batch)]
+        pieces = [self._rows(self.mine[i : i + self.batch]) for i in range(0, len(self.mine), self.batch)]
         rows = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         if self.accelerator.num_processes > 1:
             gather = self.accelerator.gather
@@ -61,15 +61,15 @@ class Examiner:
             broadcast_object_list(found)
         return found[0]
 
-    def _examine(self, indices: list[int]) -> dict[str, Tensor]:
+    def _rows(self, indices: list[int]) -> dict[str, Tensor]:
         batch = move(self._read(indices), self.accelerator.device)
-        noise = Noise.of(self.config.seed, indices).at("examine")
+        noise = Noise.of(self.config.seed, indices).at("examine")  # its name when runs began that go on today
         precision, kind = getattr(torch, self.config.precision), self.accelerator.device.type
         with torch.autocast(kind, precision, enabled=precision != torch.float32):
-            rows = self.task.examine(batch, noise)
+            rows = self.task.validate(batch, noise)
         for name, value in rows.items():
             if len(value) != len(indices):
-                told = f"{type(self.task).__name__}.examine gave {len(value)} rows of {name!r} for {len(indices)} samples"
+                told = f"{type(self.task).__name__}.validate gave {len(value)} rows of {name!r} for {len(indices)} samples"
                 raise ValueError(f"{told}; there must be one each")
         return rows
 

@@ -1,4 +1,4 @@
-"""What happens between steps: bad steps, log lines, examinations, grids of samples, states, signals."""
+"""What happens between steps: bad steps, log lines, validations, grids of samples, states, signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unclip.types import Batch
 from . import state as states
 from .config import TrainConfig
 from .log import Log, Seen, console_line, digits
-from .nan_origin import Origin
+from .nan_origin import NanOrigin
 from .run import Run
 from .signals import Signals
 from .task import Task
@@ -29,12 +29,12 @@ from .task import Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOOK = 8  # steps between looks at signals, clock and skipped steps where a look costs a synchronisation
+CHECK_EVERY = 8  # steps between checks of signals, clock and skipped steps where a check costs a synchronisation
 GRID = 16  # pictures on a grid of samples
 
 
 class Watch:
-    """`look` after every step.  All processes do the same things at the same steps; the main one writes."""
+    """`on_step_end` after every step.  All processes do the same things at the same steps; the main one writes."""
 
     def __init__(
         self,
@@ -45,28 +45,28 @@ class Watch:
         run_dir: Path,
         accelerator: Accelerator,
         log: Log,
-        find: Callable[[int], Origin | None],
+        find: Callable[[int], NanOrigin | None],
     ):
         """find: which module spoilt a step, by running it again."""
         from .trackers import Trackers
-        from .validation import Examiner
+        from .validation import Validation
 
         self.task, self.data, self.run, self.config, self.run_dir = task, data, run, run.config, run_dir
         self.accelerator, self.log, self.find = accelerator, log, find
-        self.examiner = None if held_out is None else Examiner(task, held_out, run.config, accelerator)
+        self.validation = None if held_out is None else Validation(task, held_out, run.config, accelerator)
         self.trackers = Trackers(run.config.trackers, run_dir, accelerator, run.config)
         self.lap, self.lap_step, self.saved = time.perf_counter(), run.step, time.perf_counter()
-        # Where looking costs nothing, everything is seen at once.
+        # Where checks cost nothing, everything is seen at once.
         self.free = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
 
-    def look(self, signals: Signals, rate: float) -> None:
+    def on_step_end(self, signals: Signals, rate: float) -> None:
         """`rate`: the learning rate of the step that was just done."""
         config, run = self.config, self.run
         last = run.step == config.steps
         log_due, sample_due = _due(config.log_every, run.step), _due(config.sample_every, run.step)
-        examine_due = self.examiner is not None and (_due(config.examine_every, run.step) or last)
+        validate_due = self.validation is not None and (_due(config.validate_every, run.step) or last)
         save_due = _due(config.save_steps, run.step) or last
-        if not (self.free or log_due or sample_due or examine_due or save_due or run.step % LOOK == 0):
+        if not (self.free or log_due or sample_due or validate_due or save_due or run.step % CHECK_EVERY == 0):
             return
         for seen in run.meter.flush():
             self._count_bad(seen)
@@ -74,8 +74,8 @@ class Watch:
         if log_due:
             self._write_means(now, rate)
         before = run.best
-        if examine_due:
-            self._examine()
+        if validate_due:
+            self._validate()
         stop, overdue = self._agree(signals.caught, now - self.saved > config.save_seconds)
         if sample_due and not stop:
             self._draw_samples()
@@ -123,20 +123,20 @@ class Watch:
         self.log.say(console_line(row, config.steps))
         self.lap, self.lap_step = now, run.step
 
-    def _examine(self) -> None:
-        assert self.examiner is not None
+    def _validate(self) -> None:
+        assert self.validation is not None
         run, name = self.run, (self.config.best or "").removeprefix("-")
         with run.ema.applied(), evaluating(run.model):
-            found = self.examiner(run.step)
-        row = {"step": run.step, "event": "examined", **found}
+            found = self.validation(run.step)
+        row = {"step": run.step, "event": "validated", **found}
         self.log.write(row)
         self.trackers.log(row, run.step)
         numbers = "  ".join(f"{key} {'-' if value is None else format(value, '.4g')}" for key, value in found.items())
-        self.log.say(f"step {run.step}/{self.config.steps} examined  {numbers}")
+        self.log.say(f"step {run.step}/{self.config.steps} validated  {numbers}")
         if name and name not in found:
             problem = self._save()
             raise ValueError(
-                f"best is {self.config.best!r}, but the examination has no such number: {', '.join(found)}. Stopped, with the "
+                f"best is {self.config.best!r}, but the validation has no such number: {', '.join(found)}. Stopped, with the "
                 f"state {f'not saved ({problem})' if problem else 'saved'}: the same command with another `best` continues"
             )
         value = found.get(name)

@@ -24,15 +24,15 @@ import torch
 from experiments.emoji.ablations import table as ablations_table
 from experiments.emoji.ablations.equal_time import train_for
 from experiments.emoji.ablations.table import BASELINE
-from experiments.emoji.data.emoji_data import EmojiData
+from experiments.emoji.data.emoji_data import EmojiData, embeddings_path
 from experiments.emoji.evaluation import measure_parts
 from experiments.emoji.evaluation.measure_parts import Cost, Ground, Values
 from experiments.figures.common import FOLDER, commit
 from experiments.machine import describe
-from experiments.recipes import Recipe, find
-from experiments.recipes.emoji import embeddings_path
 from unclip.files import write_files
 from unclip.metrics import interval
+from unclip.runs import Training
+from unclip.runs.recipes import find
 
 # Beside the recipe, for all alike: a constant rate, for the clock ends the training, and no pictures on the way.
 COMMON = ("train.decay=constant", "train.warmup=30", "train.sample_every=null", "train.save_every=86400s", "train.keep=1")
@@ -48,7 +48,7 @@ DECODER = {
     "unweighted": ("model.weighting=none",),
     "no_text": ("model.conditions.text=null",),
     "channels_64": ("model.unet.channels=64",),
-    "augmented": ("shift=2", "zoom=0.05"),
+    "augmented": ("data.shift=2", "data.zoom=0.05"),
     "channels_192": ("model.unet.channels=192",),
     "min_snr": ("model.weighting=min_snr",),
     "patch_2_channels_64": ("model.unet.patch=2", "model.unet.channels=64"),  # about the recipe's time per picture
@@ -131,14 +131,14 @@ def ablate(options: argparse.Namespace) -> None:
                 print(f"{name}: {summary(found)}", flush=True)
 
 
-def variant(recipe: Recipe, stage: Stage, run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
+def variant(training: Training, stage: Stage, run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Trained and measured: what stands in the record."""
     try:
-        task, spent = train_for(recipe, options.seconds, run_dir)
+        task, spent = train_for(training, options.seconds, run_dir)
     except FloatingPointError as error:
         return {"failed": str(error), "commit": commit()}
     model: Any = task.model
-    pictures = spent.steps * recipe.train.batch
+    pictures = spent.steps * training.train.batch
     values, cost = stage.measure(model, options)
     return {
         "commit": commit(),

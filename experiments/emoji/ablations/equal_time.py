@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from experiments.recipes import Recipe
 from unclip.config import Config
 from unclip.files import write_files
+from unclip.runs import Training, build
 from unclip.training import load_ema, train
 from unclip.training.state import newest
 from unclip.training.task import Task
@@ -37,14 +37,14 @@ class Spent(Config, frozen=True, kw_only=True):
         return max(0, round(left / each))
 
 
-def train_for(recipe: Recipe, budget: float, run_dir: Path) -> tuple[Task, Spent]:
+def train_for(training: Training, budget: float, run_dir: Path) -> tuple[Task, Spent]:
     """The task with its averaged weights loaded, after `budget` CPU seconds, and what was spent.
 
     Goes on where it was cut off.  The rate must be constant after its warm-up: how many steps there will be is known at the end.
     """
-    if recipe.train.decay != "constant":
-        raise ValueError(f"decay is {recipe.train.decay!r}; a training that ends by the clock needs train.decay=constant")
-    task, data = recipe.build()
+    if training.train.decay != "constant":
+        raise ValueError(f"decay is {training.train.decay!r}; a training that ends by the clock needs train.decay=constant")
+    task, data, *_ = build(training)
     ticks: list[float] = []
     hook = task.register_forward_pre_hook(lambda module, given: ticks.append(time.process_time()))
     spent = stood(run_dir)
@@ -52,7 +52,7 @@ def train_for(recipe: Recipe, budget: float, run_dir: Path) -> tuple[Task, Spent
         while more := spent.more(budget):
             ticks.clear()
             try:
-                train(task, data, recipe.train.replace(steps=spent.steps + more), run_dir)
+                train(task, data, training.train.replace(steps=spent.steps + more), run_dir)
             finally:  # also when a signal ends it, whose state is saved
                 spent = add(spent, ticks, time.process_time())
                 write_files([(run_dir / FILE, spent.to_json().encode())])

@@ -1,1 +1,1 @@
-"""The emoji: captions, pictures, splits, other wordings."""
+"""The emoji: captions, pictures, splits, paraphrases."""

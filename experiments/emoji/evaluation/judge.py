@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from experiments.emoji.data import source
-from experiments.recipes import find
-from experiments.train import run
 from unclip import checkpoint
 from unclip.clip import CLIP
-from unclip.training import load_ema
+from unclip.runs import train
+from unclip.runs.recipes import find
 from unclip.types import ImageTextEncoder
 
 MAKE = "python -m experiments.emoji.evaluation.judge"
@@ -58,12 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.output.exists():
             raise ValueError(f"{options.output} exists already: the judge is there, or remove it first")
-        recipe = find("emoji.judge")
-        run(recipe, options.run)
-        task, _ = recipe.build()
-        task.model.load_state_dict(load_ema(options.run))
-        assert isinstance(task.model, CLIP)
-        task.model.save_pretrained(options.output)
+        CLIP.from_pretrained(train(find("emoji.judge"), options.run)).save_pretrained(options.output)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""The FLOPs of a training step and the memory that it takes, counted while it runs, on real or hollow parts."""
+"""The FLOPs of a training step and the memory that it takes, counted while it runs, on real or fake components."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .hollow import unfused
+from .fake import unfused
 
 
 class Count(NamedTuple):

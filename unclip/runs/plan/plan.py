@@ -1,4 +1,4 @@
-"""The plan of a training: from a task whose parts are hollow, or real, to gigabytes a card and days."""
+"""The plan of a training: from a task of fake or real components to gigabytes a card and days."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def plan(
 ) -> Plan:
     """What training `task` with these settings will need on so many cards.
 
-    task: with `hollow` parts, or real ones.  example: so many samples such as training will meet, on the CPU.  The step of one
+    task: of `fake` components, or real ones.  example: so many samples such as training will meet, on the CPU.  The step of one
     card is run, forwards and backwards, on the CPU; weights stay as they are.  ValueError: a batch that cannot be shared out.
     """
     if cards < 1 or train.batch % cards:
@@ -140,7 +140,7 @@ def plan(
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation is {utilisation}; it is the part of the cards' speed that is reached, in (0, 1]")
     modes = [(module, module.training) for module in task.modules()]
-    # The layout of weights in memory changes no number here, and hollow ones have none.
+    # The layout of weights in memory changes no number here, and fake ones have none.
     model, share = prepare(task, train.replace(channels_last=False), None), train.batch // cards
     piece = min(train.micro_batch or share, share)
     passes = math.ceil(share / piece)

@@ -1,4 +1,4 @@
-"""Parts without weights: they compute shapes alone, so that a model of any size can be run through on a laptop.
+"""Components without weights: they compute shapes alone, so that a model of any size can be run through on a laptop.
 
 Parameters are torch's fake tensors, which say that they live on the CPU and hold nothing.  What meets them turns fake; batches,
 masks, noise and buffers stay real, so that code which looks at them (how long is the longest caption?) runs as always.
@@ -20,8 +20,8 @@ from unclip.config import Config
 P = TypeVar("P", bound=Part[Any])
 
 
-def hollow(part_class: type[P], config: Config) -> P:
-    """A part of this config whose parameters take no memory."""
+def fake(part_class: type[P], config: Config) -> P:
+    """A component of this config whose parameters take no memory."""
     part = build(part_class, config)
     with torch.no_grad():
         for module in part.modules():

@@ -1,7 +1,7 @@
-"""Other wordings of the captions, so that people need not know them: "please draw a cute sailboat" for "sailboat".
+"""Paraphrases of the captions, so that people need not know them: "please draw a cute sailboat" for "sailboat".
 
-The CLIP learnt from the bare captions alone, and took any other word for a hint at something else.  `Wording` teaches its text
-tower that these say the same; priors and decoders are then trained on with `EmojiData(wording=...)`.
+The CLIP learnt from the bare captions alone, and took any other word for a hint at something else.  `Paraphrase` teaches its text
+tower that these say the same; priors and decoders are then trained on with `EmojiData(paraphrase=...)`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from unclip.clip.encoder import CLIP
+from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.training.task import Task, require
 from unclip.types import Batch, Losses
@@ -34,13 +35,13 @@ TONE = re.compile(r"^(.+?) ((?:medium-|)(?:light|dark|medium)) skin tone$")
 TONED = ("{0} with {1} skin tone", "{0} with {1} skin", "{1} skin tone {0}", "{0}, {1} skin tone", "{0} of {1} skin tone")
 
 
-def reworded(captions: Sequence[str], noise: Noise) -> list[str]:
+def paraphrases(captions: Sequence[str], noise: Noise) -> list[str]:
     """For each caption another way to say it; one stream each."""
     rows = noise.uniform((16,)).tolist()
-    return [_reworded(caption, iter(row)) for caption, row in zip(captions, rows)]
+    return [_paraphrase(caption, iter(row)) for caption, row in zip(captions, rows)]
 
 
-def _reworded(caption: str, chance: Iterator[float]) -> str:
+def _paraphrase(caption: str, chance: Iterator[float]) -> str:
     def one(words: Sequence[str]) -> str:
         return words[int(next(chance) * len(words))]
 
@@ -63,24 +64,33 @@ def _reworded(caption: str, chance: Iterator[float]) -> str:
     return " ".join(words)
 
 
-class Wording(Task):
-    """A CLIP's text tower learns other wordings; what it answers to the captions themselves, batch.text, stays as it was.
+class ParaphraseConfig(Config, frozen=True, kw_only=True):
+    """`Paraphrase` has no settings; this names it in a training."""
 
-    Squared errors in units of the answers' variance: of the embedding of another wording and of the caption's own embedding
-    and token states, which priors and decoders read.
+
+class Paraphrase(Task):
+    """A CLIP's text tower learns paraphrases; what it answers to the captions themselves, batch.text, stays as it was.
+
+    Squared errors in units of the answers' variance: of the embedding of a paraphrase and of the caption's own embedding and
+    token states, which priors and decoders read.
     """
 
+    config_class = ParaphraseConfig
     model: CLIP
 
-    def __init__(self, model: CLIP):
+    def __init__(self, model: CLIP, config: ParaphraseConfig | None = None):
         super().__init__()
         self.model = model
 
+    @classmethod
+    def reads(cls, config: Config) -> tuple[str, ...]:
+        return "captions", "text"
+
     def forward(self, batch: Batch, noise: Noise) -> Losses:
-        require(batch, ["captions", "text"], "Wording")
+        require(batch, ["captions", "text"], "Paraphrase")
         captions, known = batch.captions, batch.text
         assert captions is not None and known is not None
-        others = reworded(captions, noise.at("wording"))
+        others = paraphrases(captions, noise.at("wording"))
         made = self.model.encode_text([*captions, *others])
         own, other = made.embed.split(len(captions))
         embed, states, mask = (x.to(own.device) for x in (known.embed, known.states, known.mask))

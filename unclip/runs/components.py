@@ -1,0 +1,113 @@
+"""Components by what a training's `start` and `clip` may say: of a pipeline, a folder, a run, or open_clip's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unclip import checkpoint
+from unclip.checkpoint import Part
+from unclip.clip import CLIP, CLIPConfig
+from unclip.files import read_json
+from unclip.training import load_ema
+from unclip.training.state import newest
+
+from .names import component_class, named
+from .training import Training
+
+MODEL, IDENTITY, RECORD = "model", "clip_identity.json", "training.json"  # in the run folder
+OPEN_CLIP = "open_clip:"
+
+
+def open_clip(source: str) -> CLIP:
+    """A CLIP by what `Training.clip` may say."""
+    if source.startswith(OPEN_CLIP):
+        return CLIP(named_clip(source)).eval()
+    part = open_component(source, "clip")
+    if not isinstance(part, CLIP):
+        raise ValueError(f"{source} holds a {type(part).__name__}, not a CLIP")
+    return part
+
+
+def named_clip(source: str) -> CLIPConfig:
+    """What "open_clip:NAME:TAG" means.  Models of a hub or a folder have colons in their names, and one set of weights."""
+    name = source.removeprefix(OPEN_CLIP)
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return CLIPConfig(name=name, pretrained="default")
+    name, _, tag = name.partition(":")
+    return CLIPConfig(name=name, pretrained=tag or None)
+
+
+def open_component(source: str, name: str | None = None) -> Part[Any]:
+    """A component, which knows its CLIP where that is on record.
+
+    source: a component's folder, a run folder (one that has not ended gives the averaged weights of its newest state), or a
+    pipeline's component, as "emoji:prior"; `name` is the one to take where the source names none.
+    """
+    source, name = split_name(source, name)
+    folder = Path(source)
+    if (folder / MODEL / checkpoint.CONFIG).is_file() or (folder / RECORD).is_file():
+        part = _load(folder / MODEL) if (folder / MODEL).is_dir() else averaged(folder)
+        if (folder / IDENTITY).is_file():
+            part.clip_identity = read_json(folder / IDENTITY)
+        return part
+    if (folder / checkpoint.CONFIG).is_file() and not (folder / checkpoint.INDEX).is_file():
+        return _load(folder)
+    stored = checkpoint.open_pipeline(source)
+    if name not in stored.parts:
+        wrong = f"has no part {name!r}" if name else "is a pipeline"
+        raise ValueError(f"{source} {wrong}; it has {', '.join(stored.parts)}: name one as {source}:PART")
+    part = stored.parts[name]()
+    part.clip_identity = stored.clip_identity
+    return part
+
+
+def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
+    """The source with the name of a pipeline's component, and the component's class by name, without reading weights.
+
+    None: the class is not on record, as in pipelines of other packages.
+    """
+    place, part = split_name(source, name)
+    folder = Path(place)
+    for config in (folder / MODEL / checkpoint.CONFIG, folder / checkpoint.CONFIG):
+        if config.is_file() and not (folder / checkpoint.INDEX).is_file():
+            return source, checkpoint.Record.load(config).kind
+    if (folder / RECORD).is_file():
+        return source, Training.load(folder / RECORD).name
+    stored = checkpoint.open_pipeline(place)
+    if part not in stored.parts:
+        raise ValueError(f"{place} has no part {part!r}; it has {', '.join(stored.parts)}: name one as {place}:PART")
+    config = stored.folder / part / checkpoint.CONFIG
+    own = (stored.folder / checkpoint.INDEX).is_file()
+    return f"{place}:{part}", checkpoint.Record.load(config).kind if own else None
+
+
+def split_name(source: str, name: str | None = None) -> tuple[str, str | None]:
+    """ "emoji:upsampler_256" -> its two halves; the second is `name` where the source names none."""
+    if not Path(source).exists() and ":" in source:
+        source, _, name = source.rpartition(":")
+    return source, name
+
+
+def averaged(run: str | Path) -> Part[Any]:
+    """The component of a run with the averaged weights of its newest state, in evaluation mode.
+
+    What is measured after training, as a prior's analytic variance, it does not have yet.
+    """
+    training, state = Training.load(Path(run) / RECORD), newest(Path(run), only=())
+    if state is None:
+        raise ValueError(f"{run} holds no complete training state: nothing was saved yet")
+    given = training.model if training.model is not None else open_component(str(training.start)).config
+    kind = component_class(given)
+    # The state's config has what was counted on the data; an older version of unclip may have written both.
+    stored = checkpoint.upgrade_config(kind.__name__, json.loads(state.values["model"]))
+    part = checkpoint.build(kind, type(given).from_json(json.dumps(stored), source=f"the model in the state of {run}"))
+    ema = load_ema(run)
+    today = {checkpoint.older_name(kind.__name__, name): name for name in part.state_dict() if name not in ema}
+    checkpoint.fill(part, {today.get(name, name): tensor for name, tensor in ema.items()}, source=str(run))
+    return part.eval()
+
+
+def _load(folder: Path) -> Part[Any]:
+    return checkpoint.load_part(folder, named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Part))

@@ -1,0 +1,77 @@
+"""Recipes: functions that return a `Training`, found by name in the package `experiments.recipes`.
+
+`emoji.decoder` is the function `decoder` of `experiments/recipes/emoji.py`, below the current folder or, where there is none,
+in the checkout that this package lies in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from .names import UnknownName
+from .training import Training
+
+PACKAGE = "experiments.recipes"
+
+
+def find(name: str) -> Training:
+    """The training that the recipe `module.function` returns.  ValueError: there is none; it lists those there are."""
+    recipe = functions().get(name)
+    if recipe is None:
+        told = ", ".join(functions()) or f"none: a recipe is a function of a module in {PACKAGE.replace('.', '/')}, here"
+        raise ValueError(f"no recipe {name!r}; there are {told}")
+    return recipe()
+
+
+def load(source: str) -> Training:
+    """A training by its JSON file or by the name of a recipe."""
+    if not source.endswith(".json") and not Path(source).is_file():
+        return find(source)
+    try:
+        return Training.load(source)
+    except UnknownName:  # perhaps of a class that belongs to the recipes
+        functions()
+        return Training.load(source)
+
+
+def functions() -> dict[str, Callable[[], Training]]:
+    """The public functions of all recipe modules that return a `Training` and have no required arguments."""
+    package = _package()
+    if package is None:
+        return {}
+    found = {}
+    for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")):
+        loaded = importlib.import_module(f"{PACKAGE}.{module}")
+        for name, function in vars(loaded).items():
+            own = inspect.isfunction(function) and function.__module__ == loaded.__name__
+            if own and not name.startswith("_") and _makes_training(function):
+                found[f"{module}.{name}"] = function
+    return found
+
+
+def _package() -> ModuleType | None:
+    for place in (Path.cwd(), Path(__file__).parents[2]):
+        if PACKAGE in sys.modules:
+            break
+        if (place / PACKAGE.replace(".", "/")).is_dir():
+            sys.path.insert(0, str(place))
+            break
+    try:
+        return importlib.import_module(PACKAGE)
+    except ModuleNotFoundError as error:
+        if error.name is None or not PACKAGE.startswith(error.name):
+            raise
+        return None
+
+
+def _makes_training(function: Callable[..., object]) -> bool:
+    signature = inspect.signature(function)
+    required = [p for p in signature.parameters.values() if p.default is p.empty]
+    returns = signature.return_annotation
+    return not required and (returns is Training or str(returns).strip("'\"").rpartition(".")[2] == Training.__name__)
