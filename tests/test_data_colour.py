@@ -141,7 +141,7 @@ def test_inks_are_mixed_as_their_profile_says(form: str) -> None:
 def test_a_profile_that_cannot_be_used_is_ignored_and_told_once(
     profile: bytes, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(colour, "_told", set())
+    monkeypatch.setattr(colour, "_warned", set())
     data = encoded(Image.fromarray(PIXELS), "PNG", profile)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

@@ -18,6 +18,7 @@ from unclip.data.embeddings import Embeddings
 from unclip.data.mix import Mix
 from unclip.data.open import DataConfig, SourceConfig, open_data
 from unclip.data.order import Data, indices, slice_for
+from unclip.data.pictures import load_picture
 from unclip.data.reader import Reader
 from unclip.randomness import Noise
 from unclip.types import Batch, Text
@@ -331,3 +332,24 @@ def test_broken_files_may_be_errors(tmp_path: Path) -> None:
 def test_only_captions_when_no_size_is_given(tmp_path: Path) -> None:
     tiny_data.folder(tmp_path / "a", 2)
     assert open_data(tmp_path / "a", None).batch([1]) == Batch(keys=["p001"], captions=[tiny_data.caption(1)])
+
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_data.folder(tmp_path / "a", 2)
+    tiny_data.shards(tmp_path / "s", 2, 1)
+    embeddings(["p000", "p001"]).save(tmp_path / "e.safetensors")
+    for source in ("~/a", "~/s", "~/s/*.tar", "~/s/s-{000..001}.tar"):
+        assert open_data(source, 4, embeddings="~/e.safetensors").batch([1]).image_embed is not None
+    assert open_data("~/e.safetensors", None).keys == ["p000", "p001"]
+    assert load_picture("~/a/p000.png").shape == (3, 4, 6)
+
+
+def test_each_sample_has_a_noise_of_its_own(tmp_path: Path) -> None:
+    folder = tiny_data.folder(tmp_path / "a", 3)
+    embeddings(["p000", "p001"]).save(tmp_path / "e.safetensors")
+    alone, mixed = open_data(tmp_path / "e.safetensors", None), open_data([folder, folder], 4)
+    for data in (open_data(folder, 4), alone, mixed):
+        for count in (1, 3):
+            with pytest.raises(ValueError, match=f"2 samples need a noise stream each, got {count}"):
+                data.batch([0, 1], Noise.of(0, range(count)))

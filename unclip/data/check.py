@@ -18,7 +18,7 @@ from .open import open_source
 from .pictures import decode_picture, picture_size
 from .sample import class_names
 from .shards import Shards
-from .source import LONGEST_NAME, Source
+from .source import LONGEST_NAME, Source, listed
 
 
 class Spread(Config, frozen=True, kw_only=True):
@@ -80,9 +80,9 @@ class CheckReport(Config, frozen=True, kw_only=True):
         if self.classes:
             lines += [f"  classes         {len(self.classes)} of {Spread.of(self.classes.values())} pictures"]
             ordered = sorted(self.classes, key=lambda name: -self.classes[name])
-            lines += [f"  largest         {_some([f'{name} {self.classes[name]}' for name in ordered])}"]
-            lines += [f"  smallest        {_some([f'{name} {self.classes[name]}' for name in reversed(ordered)])}"]
-        lines += [f"  left out        {len(names)} {what}: {_some(names)}" for what, names in self.left_out.items() if names]
+            lines += [f"  largest         {listed([f'{name} {self.classes[name]}' for name in ordered])}"]
+            lines += [f"  smallest        {listed([f'{name} {self.classes[name]}' for name in reversed(ordered)])}"]
+        lines += [f"  left out        {len(names)} {what}: {listed(names)}" for what, names in self.left_out.items() if names]
         lines += [f"  damaged shard   {shard} {problem}" for shard, problem in self.damaged_shards.items()]
         lines += [f"  broken          {reason}" for reason in self.broken.values()]
         return [visible(line, LONGEST_NAME) for line in lines]
@@ -203,6 +203,3 @@ def _in_order(pool: ThreadPoolExecutor, look: Callable[[int], _Seen], rows: Iter
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # ICC's names of colour spaces, and the modes that are in them
 SCALES = {"L;2": 85, "L;4": 17}  # of grey numbers of few bits
-_told: set[bytes] = set()  # profiles that cannot be used
+_warned: set[bytes] = set()  # profiles that cannot be used
 
 
 def to_rgb(picture: Image.Image, name: str) -> Image.Image:
@@ -82,8 +82,8 @@ def _to_srgb(picture: Image.Image, name: str) -> Image.Image:
     if problem is None:
         converted: Image.Image = transform.apply(picture)
         return converted
-    if profile not in _told:
-        _told.add(profile)
+    if profile not in _warned:
+        _warned.add(profile)
         warnings.warn(f"the colour profile of {name} is ignored: {problem}", stacklevel=1)
     return picture.convert("RGB")
 

@@ -56,7 +56,7 @@ def embed(
     """
     if per_shard < 1 or batch < 1 or not 0 <= rank < world:
         raise ValueError(f"per_shard={per_shard}, batch={batch}, rank={rank} of {world}; all from 1 up, rank below world")
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     index = EmbeddingIndex(
         clip=identity(clip),
         fingerprint=fingerprint(clip),

@@ -112,7 +112,7 @@ class Embeddings:
         if self.text is not None:
             metadata["strings"] = json.dumps(self.text.strings)
             tensors |= {f"text.{name}": getattr(self.text, name) for name in TEXT_TENSORS}
-        path = Path(path)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         try:

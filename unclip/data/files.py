@@ -24,7 +24,7 @@ TRIES = 3  # of a read from afar
 
 
 class Packing(NamedTuple):
-    told: str
+    reason: str
     copy: Callable[[Any, Any], str | None]  # from an open file to another; what is wrong behind what could be copied
 
 
@@ -52,7 +52,7 @@ def expand(pattern: str) -> list[str]:
     if pattern.startswith("pipe:"):
         raise ValueError(f"{pattern!r} would run a command; give paths or URLs of the shards")
     found: list[str] = []
-    for name in _braces(pattern.removeprefix("file://")):
+    for name in _braces(os.path.expanduser(pattern.removeprefix("file://"))):
         matches = [name]
         wild = re.search(r"[*?\[]", name.partition("?")[0] if name.startswith("http") else name)
         if wild and not (Path(name).is_file() and not is_url(name)):

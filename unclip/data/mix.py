@@ -53,6 +53,8 @@ class Mix:
         n = len(self)
         if wrong := [i for i in indices if not -n <= i < n]:
             raise ValueError(f"there is no sample {wrong[0]} among {n}")
+        if noise is not None:
+            noise.check(len(indices), "samples")
         if not indices:
             return self.parts[0].batch([])
         rows = np.asarray(indices) % n

@@ -126,7 +126,8 @@ def open_data(
 
 def open_embeddings(path: str | Path) -> Store:
     """Embeddings of `unclip embed` (a folder, read bit by bit) or of `precompute` (one file, read whole)."""
-    return EmbeddingShards(path) if Path(path).is_dir() else Embeddings.load(path)
+    path = Path(path).expanduser()
+    return EmbeddingShards(path) if path.is_dir() else Embeddings.load(path)
 
 
 def open_source(path: str | Path, labels: str | None = None) -> Source | Store:
@@ -138,7 +139,8 @@ def open_source(path: str | Path, labels: str | None = None) -> Source | Store:
 
 
 def _open(path: str | Path, labels: str | None) -> Source | Store:
-    text, place = str(path), Path(path)
+    text = os.path.expanduser(path)
+    place = Path(text)
     kind = text.partition("?")[0].lower()
     many = any(c in text for c in "{*[") and not place.exists()
     if kind.endswith(TABLE_SUFFIXES) and not is_url(text) and (many or place.is_file()):
@@ -213,6 +215,6 @@ def _reader(
         if size is not None or embeddings is not None:
             asked = f"size={size}" if size is not None else "other embeddings"
             raise ValueError(f"{path} holds embeddings and no pictures, but {asked} was asked for: name the pictures as source")
-        return Embedded(found, Path(path).resolve().stem)
+        return Embedded(found, Path(path).expanduser().resolve().stem)
     store = open_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
     return Reader(found, size, broken=broken, embeddings=store, classes=classes)

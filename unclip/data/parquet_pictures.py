@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,29 +57,35 @@ def copy_pictures(source: Any, target: Any) -> str | None:
     A picture is called as its key column or its path says, or by the number of its row.  A number of a class that has a name
     in the table's metadata becomes that name.  ValueError: it cannot be read, or holds no pictures.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
-    try:
+    with _arrow_errors():
         column = picture_column(source)
         if column is None:
             raise ValueError("it holds no pictures; tables that only name them are read from here, beside their pictures")
         source.seek(0)
-        with (
-            parquet.ParquetFile(source, pre_buffer=False) as file,
-            tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            classes = _class_names(file.schema_arrow.metadata)
-            names = _names(file, column)
-            for number, (name, row) in enumerate(zip(names, _rows(file)), 1):
-                data, path = _picture(row.pop(column))
-                fields = {key: _field(value, classes.get(key)) for key, value in row.items()}
-                record = {key: value for key, value in fields.items() if value is not None}
-                _add(tar, f"{name}.json", json.dumps({**record, "caption": _captions(row, number)}, ensure_ascii=False).encode())
-                if data:
-                    _add(tar, f"{name}.{_suffix(data, path)}", data)
-    except ArrowException as error:
-        raise ValueError(f"it is no whole Parquet: {error}") from None
+        file = parquet.ParquetFile(source, pre_buffer=False)
+        classes, names = _class_names(file.schema_arrow.metadata), _names(file, column)
+    with file, tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (name, row) in enumerate(zip(names, _rows(file)), 1):
+            data, path = _picture(row.pop(column))
+            fields = {key: _field(value, classes.get(key)) for key, value in row.items()}
+            record = {key: value for key, value in fields.items() if value is not None}
+            _add(tar, f"{name}.json", json.dumps({**record, "caption": _captions(row, number)}, ensure_ascii=False).encode())
+            if data:
+                _add(tar, f"{name}.{_suffix(data, path)}", data)
     return None
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    """What pyarrow says of a broken file as a ValueError."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"it is no whole Parquet: {error}") from None
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -93,26 +101,26 @@ def _captions(row: dict[str, Any], number: int) -> list[str]:
         raise ValueError(f"row {number}: {error}") from None
 
 
-def _rows(file: Any) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(batch_size=64):
-        yield from batch.to_pylist()
+def _rows(file: Any, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    with _arrow_errors():
+        for batch in file.iter_batches(batch_size=64, columns=columns):
+            yield from batch.to_pylist()
 
 
-def _names(file: Any, column: str) -> Sequence[str]:
+def _names(file: Any, column: str) -> Iterable[str]:
     """Of all members, without suffix."""
-    count = file.metadata.num_rows
-    numbers = [f"{row:0{len(str(count - 1))}d}" for row in range(count)]
-    keys = [name for name in file.schema_arrow.names if name.lower() in KEYS]
-    paths = f"{column}.path"
+    width = len(str(max(file.metadata.num_rows - 1, 0)))
+    keys = [name for name in file.schema_arrow.names if name.lower() in KEYS][:1]
+    given: list[str | None] = []
     if keys:
-        given = [as_text(row[keys[0]]) for batch in file.iter_batches(columns=keys[:1]) for row in batch.to_pylist()]
-    elif paths in {field.path for field in (file.schema.column(i) for i in range(len(file.schema.names)))}:
-        rows = (row[column] for batch in file.iter_batches(columns=[paths]) for row in batch.to_pylist())
-        given = [split_suffix(str(PurePosixPath(row["path"])))[0] if row and row.get("path") else None for row in rows]
-    else:
-        return numbers
-    whole = all(given) and len(set(given)) == count
-    return [member_name(name.lstrip("/")) for name in given if name] if whole else numbers
+        given = [as_text(row[keys[0]]) for row in _rows(file, keys)]
+    elif f"{column}.path" in {file.schema.column(i).path for i in range(len(file.schema.names))}:
+        paths = (row[column] and row[column].get("path") for row in _rows(file, [f"{column}.path"]))
+        given = [path and split_suffix(str(PurePosixPath(path)))[0] for path in paths]
+    names = [name for name in given if name]
+    if names and len(set(names)) == len(given):
+        return [member_name(name.lstrip("/")) for name in names]
+    return (f"{number:0{width}d}" for number in count())
 
 
 def _picture(value: Any) -> tuple[bytes | None, str]:

@@ -101,6 +101,8 @@ class Reader:
 
     def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
         """The samples `indices`; a broken one is replaced, key and caption too.  noise None = the first caption."""
+        if noise is not None:
+            noise.check(len(indices), "samples")
         found = [self._read(i) for i in indices]
         images = None
         if self.size is not None:
@@ -179,6 +181,8 @@ class Embedded:
 
     def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
         """The embeddings `indices`; of several captions the noise chooses one."""
+        if noise is not None:
+            noise.check(len(indices), "samples")
         return self.embeddings.join(Batch(keys=[self.keys[i] for i in indices]), noise)
 
 

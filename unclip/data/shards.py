@@ -24,7 +24,7 @@ from .sample import FOLDER, MAX_TEXT, read_captions
 from .shard_cache import keep, recall
 from .shard_index import Entry, Index, scan
 from .shard_labels import Labels, read_labels
-from .source import LONGEST_NAME, say_left_out, some
+from .source import LONGEST_NAME, listed, say_left_out
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -92,7 +92,7 @@ class Shards:
                 members = "cats/0001.jpg" if labels == FOLDER else "0001.jpg and 0001.json"
             raise ValueError(
                 f"there is no {what} in the {len(self.shards)} shards, the first is {self.shards[0]};"
-                f" expected members such as {members}{self._told()}"
+                f" expected members such as {members}{self._contents()}"
             )
         keys = [entry.key for entry in entries]
         shard = np.repeat(np.arange(len(kept), dtype=np.int32), [len(shard) for shard in kept])
@@ -111,10 +111,10 @@ class Shards:
         self._kind = np.array([number[kind] for kind in kinds], np.int32)[order]
         return order
 
-    def _told(self) -> str:
+    def _contents(self) -> str:
         """What there is in the place of samples."""
         told = [f"{shard} {problem}" for shard, problem in self.problems.items()][:1]
-        told += [f"{len(names)} {what}: {some(names, 3)}" for what, names in self.left_out.items() if names]
+        told += [f"{len(names)} {what}: {listed(names, 3)}" for what, names in self.left_out.items() if names]
         return f"; found: {', '.join(told)}" if told else ""
 
     def where(self, row: int) -> str:
@@ -170,7 +170,7 @@ def _open(shard: str) -> tuple[str, Index]:
         copy = files.copy_path(shard, now)
         if known is None or not copy.is_file():
             packed = files.packing(shard)
-            reason = packed.told if packed else "comes from a server without ranges"
+            reason = packed.reason if packed else "comes from a server without ranges"
             warnings.warn(f"{shard} {reason}: it is copied to {copy} once", stacklevel=1)
             copy, problem = files.copy_here(shard, now)
         place = str(copy)

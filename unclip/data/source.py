@@ -52,9 +52,9 @@ def clean(name: str) -> str:
 def say_left_out(left_out: dict[str, list[str]]) -> None:
     for what, names in left_out.items():
         if names:
-            warnings.warn(f"{len(names)} {what} and are left out: {some(names)}", stacklevel=1)
+            warnings.warn(f"{len(names)} {what} and are left out: {listed(names)}", stacklevel=1)
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
     """The first of many, for people."""
     return ", ".join(visible(name, 100) for name in names[:most]) + (", …" if len(names) > most else "")

@@ -175,7 +175,7 @@ def _parquet(path: Path, wanted: Wanted) -> Iterator[tuple[int, dict[str, Any]]]
             asked = [name for name in columns if name.strip().lower() in wanted.names()]
             rows = (row for batch in file.iter_batches(columns=asked) for row in batch.to_pylist())
             yield from enumerate(rows, 1)
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {visible(error)}") from None
 
 

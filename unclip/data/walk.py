@@ -38,7 +38,9 @@ def list_folder(folder: str | Path) -> Listing:
                 continue
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            if not name:
+                raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from None
             lost.setdefault("folders cannot be read", []).append(name)
             continue
         for entry in entries:
