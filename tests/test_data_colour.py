@@ -114,6 +114,15 @@ def test_grey_profiles(gamma: float) -> None:
         close(decode_picture(data, "x"), right(data, profile))
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
     close(decode_picture(encoded(deep, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
+    for alpha in (grey.convert("LA"), Image.merge("LA", [grey, grey.point(lambda level: 255)])):
+        close(decode_picture(encoded(alpha, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
+    deep_alpha = png(16, 4, [257 * level for level in (100, 255, 200, 255)], None, profile=profile)
+    expected = right(encoded(Image.fromarray(np.array([[100, 200]], np.uint8)), "PNG", profile), profile)
+    close(decode_picture(deep_alpha, "x"), expected)
+    keyed = encoded(grey, "PNG", profile, transparency=int(PIXELS[0, 0, 0]))
+    shown = right(encoded(grey, "PNG", profile), profile)
+    shown[:, torch.from_numpy(PIXELS[..., 0] == PIXELS[0, 0, 0])] = 1
+    close(decode_picture(keyed, "x"), shown)
     between = Image.fromarray(np.array([[100 * 257 + 128]], np.uint16))
     ends = right(encoded(Image.fromarray(np.array([[100, 101]], np.uint8)), "PNG", profile), profile)
     value = decode_picture(encoded(between, "PNG", profile), "x")[0, 0, 0]
@@ -154,7 +163,9 @@ def test_a_profile_that_cannot_be_used_is_ignored_and_told_once(
 # Transparency in PNGs of every depth
 
 
-def png(depth: int, kind: int, samples: list[int], transparent: bytes | None, palette: bytes | None = None) -> bytes:
+def png(
+    depth: int, kind: int, samples: list[int], transparent: bytes | None, palette: bytes = b"", profile: bytes = b""
+) -> bytes:
     """One row of pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -164,6 +175,7 @@ def png(depth: int, kind: int, samples: list[int], transparent: bytes | None, pa
     row = b"\0" + bytes(int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8))
     width = len(samples) // {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
     out = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
+    out += chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile)) if profile else b""
     out += chunk(b"PLTE", palette) if palette else b""
     out += chunk(b"tRNS", transparent) if transparent is not None else b""
     return out + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")

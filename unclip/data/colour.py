@@ -75,6 +75,8 @@ def _to_srgb(picture: Image.Image, name: str) -> Image.Image:
     space, problem = _space(profile)
     if space == "RGB" and picture.mode == "L":
         picture = picture.convert("RGB")  # grey as a scanner's or camera's software leaves it
+    if space == "L" and picture.mode == "RGB" and _is_grey(picture):
+        picture = picture.getchannel("R")  # which Pillow has no mode for: of 16 bits with transparency, for instance
     if problem is None and space != picture.mode:
         problem = f"it is one for {space} and the picture is {picture.mode}"
     if problem is None:
@@ -86,6 +88,13 @@ def _to_srgb(picture: Image.Image, name: str) -> Image.Image:
         _warned.add(profile)
         warnings.warn(f"the colour profile of {name} is ignored: {problem}", stacklevel=1)
     return picture.convert("RGB")
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    from PIL import ImageChops
+
+    red, green, blue = picture.split()
+    return not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox())
 
 
 @lru_cache(maxsize=32)

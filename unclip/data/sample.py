@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from unclip.files import POINTER
+from unclip.files import POINTER, visible
 
 from .naming import split_suffix
+from .source import listed
 
 CAPTIONS = ("caption", "captions", "text", "texts")  # fields of a .json or a table, in this order
 FOLDER = "folder"  # as a place of labels: the class is the name of the top-level folder
@@ -112,10 +113,8 @@ def class_numbers(labels: Sequence[str], classes: Sequence[str], keys: Sequence[
     """The place of each label in `classes`, int64.  ValueError: it has none."""
     number = {one: i for i, one in enumerate(classes)}
     if len(number) != len(classes):
-        raise ValueError(f"the names of {len(classes)} classes are not all different: {', '.join(classes[:20])}")
+        raise ValueError(f"the names of {len(classes)} classes are not all different: {listed(classes, 20)}")
     if (row := next((row for row, label in enumerate(labels) if label not in number), None)) is not None:
-        known = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
-        raise ValueError(
-            f"{keys[row]} of {name} is of the class {labels[row]!r}, which is not among the {len(classes)} known: {known}"
-        )
+        unknown = f"{visible(keys[row])} of {name} is of the class {labels[row]!r}"
+        raise ValueError(f"{unknown}, which is not among the {len(classes)} known: {listed(classes, 20)}")
     return np.fromiter((number[label] for label in labels), np.int64, len(labels))
