@@ -23,14 +23,12 @@ from unclip.cli import app
 from unclip.cli.common import Errors
 from unclip.cli.starters import starter
 from unclip.cli.train import _story
-from unclip.clip import CLIPConfig
 from unclip.config import Config
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.data.open import open_data
 from unclip.images import to_pil
 from unclip.randomness import Noise
 from unclip.runs import Training, build
-from unclip.runs.components import named_clip
 from unclip.runs.names import component_class
 from unclip.training import load_ema, read_log
 from upsamplers.filters import resize
@@ -344,14 +342,6 @@ def test_only_exhausted_memory_is_told_as_such(capsys: pytest.CaptureFixture[str
     monkeypatch.setattr("unclip.cli.train._train", full)
     told = call("train", file("large", "prior"), code=2)
     assert "train.micro_batch" in told and "train.checkpointing" in told and "--size" not in told
-
-
-def test_names_of_open_clip() -> None:
-    tag = "laion2b_s34b_b79k"
-    assert named_clip(f"open_clip:ViT-B-32:{tag}") == CLIPConfig(name="ViT-B-32", pretrained=tag)
-    assert named_clip("open_clip:ViT-B-32") == CLIPConfig(name="ViT-B-32")
-    for name in ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "local-dir:/tmp/x y/m"):
-        assert named_clip(f"open_clip:{name}") == CLIPConfig(name=name, pretrained="default")
 
 
 @pytest.mark.parametrize("scale", ["small", "base"])

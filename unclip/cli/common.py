@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -16,28 +18,36 @@ if TYPE_CHECKING:
 
 HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
 
-Model = Annotated[str, typer.Option(help="A shipped name, a folder, or a Hugging Face hub id.")]
+Model = Annotated[str, typer.Option(help="A shipped name, a folder, or a Hugging Face hub id, also owner/name@revision.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
 First = Annotated[int, typer.Option(help="Number of the first picture: picture k of a run alone is --first k.", min=0)]
 Guidance = Annotated[float | None, typer.Option(help="Guidance of the decoder; 1 = off.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="What networks compute in: float32, bfloat16 or float16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already; else they are refused.")]
+Variant = Annotated[
+    str | None, typer.Option(help='Which weights, where a folder holds several: a word as "fp16", "plain", or a file\'s name.')
+]
 Offload = Annotated[
     bool, typer.Option("--offload", help="One stage's weights in memory at a time, read from the files: less memory, slower.")
 ]
 
 
-def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False) -> UnCLIP:
+def load(
+    model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None
+) -> UnCLIP:
     """The pipeline, on its device; ValueError for a cascade, which has no latents to edit.  `prior`: what draws embeddings."""
     from unclip.pipelines.unclip import UnCLIP
 
-    pipe = load_any(model, device, dtype, prior, offload)
+    pipe = load_any(model, device, dtype, prior, offload, variant)
     if not isinstance(pipe, UnCLIP):
         raise ValueError(f"{model} is a {type(pipe).__name__}, which has no CLIP embeddings to work on; take an unCLIP model")
     return pipe
 
 
-def load_any(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False) -> UnCLIP | Cascade:
+def load_any(
+    model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None
+) -> UnCLIP | Cascade:
     """A pipeline of any kind, on its device; ValueError for a device that is not there."""
     import torch
 
@@ -53,11 +63,12 @@ def load_any(model: str, device: str, dtype: str, prior: str = "prior", offload:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return from_pretrained(model, offload=offload, prior=prior).to(device, types[dtype])
+    return from_pretrained(model, offload=offload, prior=prior, variant=variant).to(device, types[dtype])
 
 
 class Errors:
-    """A known kind of error -> one line and status 2.  This package's own warnings -> one line each; libraries' are not shown.
+    """A known kind of error -> one line and status 2.  This package's own warnings, and open_clip's -> one line each; those of
+    other libraries are not shown.  A reader that has seen enough (`| head`) ends the command quietly.
 
     less_memory: what helps where memory is exhausted.
     """
@@ -70,12 +81,15 @@ class Errors:
         self.warnings.__enter__()
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _show_warning
-        self.logging = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        self.handle = logging.Logger.handle
+        logging.Logger.handle = _show_record  # type: ignore[assignment, method-assign]
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.warnings.__exit__(kind, error, trace)
-        logging.disable(self.logging)
+        logging.Logger.handle = self.handle  # type: ignore[method-assign]
+        if isinstance(error, BrokenPipeError):
+            _close()
+            raise typer.Exit() from None
         if exhausted := _exhausted(error):
             _say("error", f"out of memory: {self.less_memory}")
         elif isinstance(error, (ValueError, OSError)):
@@ -101,7 +115,24 @@ def _show_warning(
 ) -> None:
     if issubclass(category, UserWarning) and any(Path(filename).is_relative_to(house) for house in HOUSES):
         _say("warning", message)
+    elif "open_clip" in Path(filename).parts:
+        _say("warning", f"open_clip: {message}")
+
+
+def _show_record(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """Of what libraries log, open_clip's warnings: they are about the weights."""
+    if record.levelno >= logging.WARNING and "open_clip" in Path(record.pathname).parts and logger.filter(record):
+        _say("warning", f"open_clip: {record.getMessage()}")
+
+
+def _close() -> None:
+    """Nobody reads any more: what the interpreter writes out at its end goes nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # of a test's, without a descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say(kind: str, message: object) -> None:
-    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    from unclip.config import visible
+
+    print(visible(f"{kind}: {' '.join(str(message).split())}", 4000), file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,89 +12,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unclip.checkpoint import Part
-from unclip.config import Config, Layers, Pixels, Positions
 from unclip.types import Text
 
+from .config import Architecture as Architecture
+from .config import CLIPConfig, VisionTower
+from .config import TextTower as TextTower
+from .named import open_named
 from .preprocess import Interpolation, Resize, check_images, fit_square, stack_pictures
-from .tokenizer import BytePairTokenizer, Tokenizer, Tokens, check_token_ids, wrap_tokenizer
+from .tokenizer import BytePairTokenizer, Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 _READING = threading.RLock()  # one text at a time, of all CLIPs of the process: a module with a lock could not be copied
-
-
-class VisionTower(Config, frozen=True, kw_only=True):
-    """A vision transformer; the paper's ViT-H/16 is 256, 16, 1280, 32, 80 (unCLIP App. C)."""
-
-    image_size: Pixels
-    patch_size: Pixels
-    width: int
-    layers: Layers
-    head_width: int = 64
-
-    def __post_init__(self) -> None:
-        if min(self.image_size, self.patch_size, self.width, self.layers, self.head_width) < 1:
-            raise ValueError(f"sizes, width and layers of a vision tower are at least 1; got {self}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if self.width % self.head_width:
-            raise ValueError(f"vision width {self.width} is no multiple of head_width {self.head_width}")
-
-
-class TextTower(Config, frozen=True, kw_only=True):
-    """A causal text transformer over CLIP's byte pairs: all, or those in `token_ids` (see `compact_token_ids`)."""
-
-    context_length: Positions = 77
-    width: int
-    layers: Layers
-    heads: int
-    token_ids: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.context_length < 3:
-            raise ValueError(f"context_length is {self.context_length}; start, one token and end need at least 3")
-        if min(self.width, self.layers, self.heads) < 1:
-            raise ValueError(f"width {self.width}, layers {self.layers}, heads {self.heads}: a text tower's are at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"text width {self.width} is no multiple of its {self.heads} heads")
-        if self.token_ids is not None:
-            check_token_ids(self.token_ids)
-
-
-class Architecture(Config, frozen=True, kw_only=True):
-    embed_dim: int
-    vision: VisionTower | None  # None: captions only, as public text-to-image weights bring it
-    text: TextTower
-
-
-class CLIPConfig(Config, frozen=True, kw_only=True):
-    """Either an open_clip model by `name` (also "hf-hub:..." and "local-dir:...") or an own `architecture`.
-
-    `pretrained` is a tag of open_clip, or "default" for the weights of a hub or local repository; None = weights come
-    from training or from a state_dict.  None in the fields below it means: as the model or its tag says (own
-    architecture: OpenAI's statistics, crop, bicubic, plain GELU).
-    """
-
-    name: str | None = None
-    architecture: Architecture | None = None
-    pretrained: str | None = None
-    quick_gelu: bool | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    resize: Resize | None = None
-    interpolation: Interpolation | None = None
-
-    def __post_init__(self) -> None:
-        if (self.name is None) == (self.architecture is None):
-            raise ValueError("a CLIP is given either by name (an open_clip model) or by architecture; give exactly one")
-        if self.pretrained and self.name is None:
-            raise ValueError(f"pretrained is {self.pretrained!r}, but an own architecture has no such weights")
-        if self.pretrained and self.name and ":" in self.name and self.pretrained != "default":
-            raise ValueError(f"{self.name!r} has one set of weights, 'default'; pretrained is {self.pretrained!r}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; every entry must be positive")
 
 
 class CLIP(Part[CLIPConfig]):
@@ -111,7 +41,7 @@ class CLIP(Part[CLIPConfig]):
         self.config = config
         self.network: Any  # one of open_clip's model classes, which share names but no type
         self.tokenizer: Tokenizer
-        self.network, self.tokenizer, found = _own(config) if config.architecture else _named(config)
+        self.network, self.tokenizer, found = _own(config) if config.architecture else open_named(config)
         self.resolved = config.replace(pretrained=None, **found)
         self._norm = _final_norm(self.network, config)
         self.embed_dim = _embed_dim(self.network)
@@ -211,67 +141,6 @@ def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer, dict[str, An
         "quick_gelu": bool(config.quick_gelu),
     }
     return network, tokenizer, found
-
-
-def _named(config: CLIPConfig) -> tuple[nn.Module, Tokenizer, dict[str, Any]]:
-    import open_clip
-
-    name = config.name
-    assert name is not None
-    built_in = ":" not in name
-    if built_in:
-        _check_name(name, config.pretrained)
-    tag = open_clip.get_pretrained_cfg(name, config.pretrained) if config.pretrained and built_in else {}
-    # open_clip only warns when a tag was trained with quick-GELU and the model's name does not say so, or the reverse.
-    quick = config.quick_gelu
-    if quick is None and built_in:
-        quick = bool((tag or open_clip.get_model_config(name)).get("quick_gelu", False))
-    options = {} if quick is None else {"quick_gelu": quick}
-    # Under torch.device("meta") parameters are only counted: nothing is downloaded or read.
-    meta = torch.get_default_device().type == "meta"
-    load = config.pretrained is not None and not meta
-    try:
-        network = open_clip.create_model(
-            name,
-            pretrained=config.pretrained if load and built_in else None,
-            load_weights=load,
-            device="meta" if meta else "cpu",
-            force_quick_gelu=bool(quick),
-            pretrained_text=False,
-            **options,
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except NotImplementedError:  # parameters on the meta device: see unclip.checkpoint.build
-        raise
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"open_clip cannot make {name!r} with the weights {config.pretrained!r}: {error}") from error
-    network.eval()
-    own = open_clip.get_model_preprocess_cfg(network)
-    own = own | {key: tag[key] for key in own if key in tag}
-    mode = own.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise ValueError(f"the CLIP {name!r} wants pictures resized by {mode!r}; known are 'shortest' and 'squash'")
-    found = {
-        "mean": config.mean or tuple(own["mean"]),
-        "std": config.std or tuple(own["std"]),
-        "resize": config.resize or ("squash" if mode == "squash" else "crop"),
-        "interpolation": config.interpolation or own.get("interpolation", "bicubic"),
-        "quick_gelu": quick,
-    }
-    return network, wrap_tokenizer(tokenizer), found
-
-
-def _check_name(name: str, pretrained: str | None) -> None:
-    import open_clip
-
-    models = open_clip.list_models()
-    if name not in models:
-        close = difflib.get_close_matches(name, models, n=5, cutoff=0.4)
-        hint = f"close to it: {', '.join(close)}" if close else "open_clip.list_models() lists all"
-        raise ValueError(f"open_clip has no model {name!r}; {hint}")
-    if pretrained and not open_clip.get_pretrained_cfg(name, pretrained):
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(f"the CLIP {name!r} has no weights {pretrained!r}; it has {', '.join(tags) or 'none'}")
 
 
 def _text(network: Any) -> Any:

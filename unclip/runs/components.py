@@ -8,7 +8,8 @@ from typing import Any
 
 from unclip import checkpoint
 from unclip.checkpoint import Part
-from unclip.clip import CLIP, CLIPConfig
+from unclip.clip import CLIP
+from unclip.clip.named import OPEN_CLIP, named_clip
 from unclip.files import read_json
 from unclip.training import load_ema
 from unclip.training.state import newest
@@ -17,7 +18,6 @@ from .names import component_class, named
 from .training import Training
 
 MODEL, IDENTITY, RECORD = "model", "clip_identity.json", "training.json"  # in the run folder
-OPEN_CLIP = "open_clip:"
 
 
 def open_clip(source: str) -> CLIP:
@@ -28,15 +28,6 @@ def open_clip(source: str) -> CLIP:
     if not isinstance(part, CLIP):
         raise ValueError(f"{source} holds a {type(part).__name__}, not a CLIP")
     return part
-
-
-def named_clip(source: str) -> CLIPConfig:
-    """What "open_clip:NAME:TAG" means.  Models of a hub or a folder have colons in their names, and one set of weights."""
-    name = source.removeprefix(OPEN_CLIP)
-    if name.startswith(("hf-hub:", "local-dir:")):
-        return CLIPConfig(name=name, pretrained="default")
-    name, _, tag = name.partition(":")
-    return CLIPConfig(name=name, pretrained=tag or None)
 
 
 def open_component(source: str, name: str | None = None) -> Part[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from unclip import checkpoint
+from unclip.clip.named import OPEN_CLIP, placed
 from unclip.files import write_files
 
 from .components import MODEL, RECORD
@@ -86,6 +87,8 @@ def _placed(training: Training, path: Callable[[str], str]) -> Training:
         """Shipped ones and those of a hub or open_clip have a name that is the same everywhere."""
         if name is None or _holds_components(name):
             return name and path(name)
+        if name.startswith(OPEN_CLIP):
+            return placed(name, path)
         folder, colon, part = name.rpartition(":")
         return f"{path(folder)}{colon}{part}" if folder and _holds_components(folder) else name
 

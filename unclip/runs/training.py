@@ -40,7 +40,8 @@ class Training(Config, frozen=True, kw_only=True):
     # A component's folder, a run folder, or a pipeline's component, as "emoji:upsampler_256".  With `model` it must fit that.
     start: str | None = None
     # The frozen teacher: a pipeline's, a component's folder, a run folder, or "open_clip:ViT-B-32:laion2b_s34b_b79k", also
-    # "open_clip:hf-hub:ORGANISATION/NAME" and "open_clip:local-dir:FOLDER".  None where the data bring what it would say.
+    # "open_clip:ViT-B-32:/path/w.pt", "open_clip:hf-hub:OWNER/NAME" and "open_clip:local-dir:FOLDER". 
+    # None where the data bring what it would say.
     clip: str | None = None
     # Settings of the task; None = the component's own task, with its defaults.
     task: Settings | None = None
