@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unclip.checkpoint import Part
 from unclip.clip.tokenizer import tokenized
+from unclip.conditions import Drops
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import ddim_invert, run
@@ -38,10 +39,7 @@ class Decoder(Part[DecoderConfig]):
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses:
         """Denoising loss per picture; each condition is dropped independently of the others (unCLIP 2.1: 10 % and 50 %)."""
         noise.check(len(images), "pictures")
-        draws = noise.at("drop").uniform((len(Cond._fields),)).to(images.device)
-        conditions = self.config.conditions
-        drops = {name: draws[:, i] < getattr(conditions, name).drop for i, name in enumerate(Cond._fields) if name in self.takes}
-        encoded = self._encode(cond, len(images), drops)
+        encoded = self._encode(cond, len(images), self.config.conditions.drops(noise.at("drop"), images.device))
         t = noise.at("t").integers(1, self.schedule.T + 1)
         eps = noise.at("eps").normal(images.shape[1:]).to(images.device)
         return self.denoiser.loss(images, t, eps, encoded, self.config.weighting)
@@ -151,5 +149,5 @@ class Decoder(Part[DecoderConfig]):
         self.config.allow(sampling)
         return sampling.replace(steps=spaced(self.schedule.T, sampling.steps))
 
-    def _encode(self, cond: Cond, count: int, drops: dict[str, Tensor] | None = None) -> Encoded:
+    def _encode(self, cond: Cond, count: int, drops: Drops | None = None) -> Encoded:
         return self.network.encode(tokenized(cond, self.config.conditions.text), count, drops)

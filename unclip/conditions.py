@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from unclip.nn.text import Caption, TextEncoder
 
 from .config import Config
+from .randomness import Noise
 from .types import Cond
 
 Drops = Mapping[str, Bool[Tensor, " b"]]  # field of Cond -> True where the condition becomes its null
@@ -89,6 +90,13 @@ class Conditions(Config, frozen=True, kw_only=True):
     def takes(self) -> tuple[str, ...]:
         """The fields of `Cond` that the network is built for."""
         return tuple(name for name in Cond._fields if getattr(self, name) is not None)
+
+    def drops(self, noise: Noise, device: torch.device) -> Drops:
+        """Which conditions a training step drops, each independently of the others; one noise stream per picture."""
+        if not self.takes:
+            return {}
+        draws = noise.uniform((len(Cond._fields),)).to(device)  # (b, 4): a field's draw does not depend on the others built for
+        return {name: draws[:, Cond._fields.index(name)] < getattr(self, name).drop for name in self.takes}
 
     @property
     def context_width(self) -> int | None:

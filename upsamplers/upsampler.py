@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unclip.checkpoint import Part
 from unclip.clip.tokenizer import tokenized
+from unclip.conditions import Drops
 from unclip.data.pictures import check_range
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
@@ -59,9 +60,7 @@ class Upsampler(Part[UpsamplerConfig]):
         if high.shape[-2:] != (low.shape[-2] * self.scale, low.shape[-1] * self.scale) or len(high) != len(low):
             raise ValueError(f"low {tuple(low.shape)} times {self.scale} does not make high {tuple(high.shape)}")
         low, high = low.to(self.device), high.to(self.device)
-        draws = noise.at("drop").uniform((len(Cond._fields),)).to(self.device)
-        conditions = self.config.conditions
-        drops = {name: draws[:, i] < getattr(conditions, name).drop for i, name in enumerate(Cond._fields) if name in self.takes}
+        drops = self.config.conditions.drops(noise.at("drop"), self.device)
         t = noise.at("t").integers(1, self.schedule.T + 1)
         eps = noise.at("eps").normal(high.shape[1:]).to(high)
         return self.denoiser.loss(high, t, eps, self._encode(low, cond, drops), self.config.weighting, norm=self.config.norm)
@@ -116,7 +115,7 @@ class Upsampler(Part[UpsamplerConfig]):
         self.config.allow(sampling)
         return sampling.replace(steps=spaced(self.schedule.T, sampling.steps))
 
-    def _encode(self, low: Tensor, cond: Cond | None, drops: dict[str, Tensor] | None = None) -> Encoded:
+    def _encode(self, low: Tensor, cond: Cond | None, drops: Drops | None = None) -> Encoded:
         return self.network.encode(low, tokenized(cond or Cond(), self.config.conditions.text), drops)
 
 

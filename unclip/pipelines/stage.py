@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unclip.diffusion.guidance import gradient_guidance, reporting
 from unclip.sampling import Sampling
-from unclip.types import Adjustable, Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts, check_int
+from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts, check_int
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -111,7 +111,7 @@ def _composed(wraps: Sequence[Wrap], denoise: Denoise) -> Denoise:
 
 def passes(part: Any, sampling: Any, t: int | None = None) -> int:
     """How many denoising steps a sampling takes, from timestep t where given; 0 where the part does not say."""
-    how = part.resolve(sampling) if isinstance(part, Adjustable) or hasattr(part, "resolve") else None
+    how = part.resolve(sampling) if hasattr(part, "resolve") else None
     if not isinstance(how, Sampling) or not isinstance(how.steps, tuple):
         return 0
     return len(how.steps) - 1 if t is None else sum(s < t for s in how.steps)
