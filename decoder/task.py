@@ -93,7 +93,7 @@ class DecoderTask(Task):
         if text is None:
             return None if image is None else Widths(image.embed_dim)
         embed = text.embed_dim if image is None else image.embed_dim
-        return Widths(embed or 1, text.context, text.states_width or 1)
+        return Widths(embed or 1, text.context, text.states_width or 1, cut=True)
 
     @classmethod
     def resolve(cls, config: Config, answers: Answers) -> Config:

@@ -18,7 +18,7 @@ from typer import Exit
 from typer.testing import CliRunner
 
 from prior import ARNetworkConfig, ARPriorConfig, ContrastivePriorConfig, QuantizerConfig
-from unclip import DiffusionPrior, UnCLIP
+from unclip import CLIP, DiffusionPrior, UnCLIP
 from unclip.cli import app
 from unclip.cli.common import Errors
 from unclip.cli.starters import starter
@@ -219,6 +219,21 @@ def test_other_bad_input() -> None:
     assert "not an ARPrior" in call("assemble", "wrong", *parts, "--ar-prior", "model:prior", code=2)
     assert "no dtype 'half'" in call("assemble", "wrong", *parts, "--dtype", "half", code=2)
     assert not Path("wrong").exists()
+
+
+@pytest.mark.parametrize("stage", ["prior", "ar_prior", "contrastive_prior", "decoder"])
+def test_a_clip_of_other_widths_is_noticed_before_anything_is_embedded(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(CLIP, "encode_image")
+    names = {"decoder": "conditions.image_embed.embed_dim"}
+    name = names.get(stage, "network.embed_dim")
+    training = Training.load(file("widths", stage)).override(f"model.{name}=11")
+    with pytest.raises(ValueError, match=f"reads embeddings of 11 numbers, and model gives {tiny.EMBED}: name the CLIP that"):
+        build(training)
+    if stage != "decoder":
+        training = Training.load(file("widths", stage)).override("model.network.context=7", "model.network.states_width=5")
+        told = f"states of 5 numbers, and model gives {tiny.WIDTH}; captions of 7 positions, and model gives {tiny.CONTEXT}"
+        with pytest.raises(ValueError, match=told):
+            build(training)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
 from unclip.data.order import Data
 from unclip.data.spec import DataSpec
-from unclip.training.task import Answers, Task
+from unclip.training.task import Answers, Task, Widths
 from unclip.types import accepts
 
 from .components import open_clip, open_component
@@ -47,6 +47,10 @@ def build(
     assert config is not None
     component = type(start) if start is not None and training.model is None else component_class(config)
     kind = task_class(training.task, component)
+    if clip is not None:
+        if start is not None and start.clip_identity is not None:
+            same_identity(start.clip_identity, identity(clip))
+        _refuse_widths(kind.widths(config), Widths(clip.embed_dim, clip.context_length, clip.text_width), component, training)
     data, held_out = open_data(training, training.data, kind, config, clip) if data is None else data, None
     answers = DataAnswers(data, clip)
     if training.held_out is not None:
@@ -57,8 +61,6 @@ def build(
         if type(start) is not type(model):
             raise ValueError(f"{training.start} is a {type(start).__name__}; a {type(model).__name__} is to be trained")
         checkpoint.fill(model, start.state_dict(), source=str(training.start))
-    if start is not None and start.clip_identity is not None and clip is not None:
-        same_identity(start.clip_identity, identity(clip))
     task = make_task(kind, model, clip, training.task)
     for what in task.complete(answers, fresh=start is None):
         if start is not None:
@@ -108,6 +110,22 @@ def size_of(kind: type[Task], config: Config, spec: DataSpec, clip: CLIP | None)
             raise ValueError(f"{told}: take weights that have one, or give data.embeddings")
         sides.append(clip.image_size)
     return max(sides, default=None)
+
+
+def _refuse_widths(read: Widths | None, given: Widths, component: type, training: Training) -> None:
+    """Before anything is embedded: ValueError where a component of this config reads the answers of another CLIP than this one."""
+    if read is None:
+        return
+    wrong = []
+    if read.embed not in (1, given.embed):  # 1 = none are read
+        wrong.append(f"embeddings of {read.embed} numbers, and {training.clip} gives {given.embed}")
+    if read.states not in (1, given.states):
+        wrong.append(f"token states of {read.states} numbers, and {training.clip} gives {given.states}")
+    if read.context < given.context and not read.cut:
+        wrong.append(f"captions of {read.context} positions, and {training.clip} gives {given.context}")
+    if wrong:
+        told = f"this {component.__name__} reads {'; '.join(wrong)}"
+        raise ValueError(f"{told}: name the CLIP that it is meant for (clip), or change the model's config")
 
 
 def _refuse_lacking(data: Data, reads: tuple[str, ...], clip: CLIP | None, component: str) -> None:

@@ -40,6 +40,7 @@ class Widths(NamedTuple):
     embed: int
     context: int = 2  # positions of a caption
     states: int = 1
+    cut: bool = False  # longer captions are, else refused
 
 
 class Task(nn.Module):
