@@ -27,6 +27,7 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
     inversion: Inversion = Inversion()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         grid = self.unet.multiple_of
         if self.image_size < 1 or self.image_size % grid:
             raise ValueError(f"image_size is {self.image_size}; pictures of this UNet have a side that divides by {grid}")

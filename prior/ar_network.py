@@ -43,6 +43,7 @@ class ARNetworkConfig(Config, frozen=True, kw_only=True):
     states_width: int | None = None  # "clip_states": width of CLIP's token states
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.text == "tokens" and self.text_transformer is None:
             raise ValueError("an AR prior over tokens needs a text_transformer")
         if self.transformer.width % 2:

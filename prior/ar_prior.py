@@ -37,6 +37,7 @@ class ARSampling(Config, frozen=True, kw_only=True):
     percentile: float = 50.0  # z_i . z_t is drawn from above this percentile of its distribution; 0 = from all of it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
         if not 0 <= self.temperature < float("inf"):
@@ -55,6 +56,7 @@ class ARPriorConfig(Config, frozen=True, kw_only=True):
     sampling: ARSampling = ARSampling()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.text_drop <= 1:
             raise ValueError(f"text_drop is a probability, not {self.text_drop}")
 

@@ -30,6 +30,7 @@ class ContrastivePriorConfig(Config, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()  # nothing is drawn: only this default is taken
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.contrast < float("inf"):
             raise ValueError(f"contrast is {self.contrast}; it is a weight of at least 0 (0 = plain regression)")
         if not 0 < self.temperature < float("inf"):

@@ -36,6 +36,7 @@ class PriorConfig(Config, frozen=True, kw_only=True):
     sampling: Sampling = Sampling(sampler="ddpm", steps=64, variance="analytic")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.text_drop <= 1:
             raise ValueError(f"text_drop is a probability, not {self.text_drop}")
         if self.clamp is not None and not 0 < self.clamp < float("inf"):

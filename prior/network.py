@@ -33,6 +33,7 @@ class PriorNetworkConfig(Config, frozen=True, kw_only=True):
     first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.reading  # refuses what cannot be read
         if self.transformer.width % 2:
             raise ValueError(f"the timestep's sinusoid needs an even width, not {self.transformer.width}")

@@ -19,6 +19,7 @@ class QuantizerConfig(Config, frozen=True, kw_only=True):
     edges: Literal["uniform", "quantile"] = "uniform"  # buckets of equal width over the data's range, or of equal content
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         share = isinstance(self.dims, float)
         if isinstance(self.dims, bool) or (not 0 < self.dims <= 1 if share else self.dims < 1):
             raise ValueError(f"dims is {self.dims}; it is a number of components, at least 1, or a share of variance in (0, 1]")

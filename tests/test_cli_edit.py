@@ -439,7 +439,7 @@ def test_latents_of_other_models(verb: str, pipe: UnCLIP, fails: Callable[..., s
             (f"{verb.format('x.png', 'x.png')} {option}", message)
             for verb in (*VERBS[:2], *VERBS[3:5])
             for option, message in [
-                ("--inversion-steps 1", "steps is 1; an inversion takes a whole number of at least 2"),
+                ("--inversion-steps 1", "steps is 1; it must be a whole number of at least 2"),
                 ("--inversion-steps 1001", "cannot take 1001 steps out of 1000"),
                 ("--refine -1", "refine is -1; it must be at least 0"),
             ]

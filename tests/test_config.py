@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,11 @@ class Inner(Config, frozen=True, kw_only=True):
     levels: tuple[int, ...] = (1, 2)
     rate: float = 0.5
     word: str = "x"
+
+
+class Plain(Config, frozen=True, kw_only=True):
+    inner: Inner
+    colour: Literal["red", "blue"] = "red"
 
 
 class Outer(Config, frozen=True, kw_only=True):
@@ -83,10 +89,40 @@ def test_replace_checks_like_a_reader() -> None:
         CONFIG.replace(step=3)
     with pytest.raises(ValueError, match="steps is 0"):
         CONFIG.replace(steps=0)
-    with pytest.raises(ValueError, match=r"Inner: .*int.*\$\.width"):
+    with pytest.raises(ValueError, match="width is 'wide'; it must be a whole number"):
         CONFIG.inner.replace(width="wide")
     with pytest.raises(ValueError, match="steps"):
         CONFIG.replace(steps=math.pi)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": "wide"}, "width is 'wide'; it must be a whole number$"),
+        ({"width": 2.0}, "width is 2.0; it must be a whole number$"),
+        ({"width": True}, "width is True; it must be a whole number$"),
+        ({"rate": "0.1"}, "rate is '0.1'; it must be a number$"),
+        ({"rate": None}, "rate is None; it must be a number$"),
+        ({"word": 5}, "word is 5; it must be text$"),
+        ({"levels": 3}, "levels is 3; it must be a list$"),
+        ({"levels": [1, "2"]}, r"levels is \[1, '2'\]; at \[1\] it must be a whole number$"),
+    ],
+)
+def test_constructor_checks_types_as_a_reader_does(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Inner(**{"width": 3} | fields)
+
+
+def test_constructor_makes_tuples_of_lists_and_configs_of_dicts() -> None:
+    inner = Inner(width=3, levels=[1, 2], rate=1)
+    assert inner.levels == (1, 2) and hash(inner) and type(inner.rate) is float
+    assert Plain(inner={"width": 3, "levels": [1]}).inner.levels == (1,)
+    with pytest.raises(ValueError, match=r"inner is 5; it must be a config or a dict"):
+        Plain(inner=5)
+    with pytest.raises(ValueError, match=r"inner is \{.*\}; at \.width it must be a whole number$"):
+        Plain(inner={"width": "x"})
+    with pytest.raises(ValueError, match=r"^colour is 'green'; it must be one of red, blue$"):
+        Plain(inner=inner, colour="green")
 
 
 def test_overrides_are_json_or_bare_words() -> None:

@@ -34,6 +34,7 @@ class ImageEmbedding(Config, frozen=True, kw_only=True):
     null: Literal["learned", "given"] = "learned"  # "given": an embedding to be set, as that of an empty picture (Kandinsky 2)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_size("image_embed", embed_dim=self.embed_dim, tokens=self.tokens)
         _check_drop("image_embed", self.drop)
 
@@ -46,6 +47,7 @@ class Label(Config, frozen=True, kw_only=True):
     drop: float = 0.1  # probability in training
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_size("label", classes=self.classes)
         _check_drop("label", self.drop)
         if self.names and len(self.names) != self.classes:
@@ -60,6 +62,7 @@ class Known(Config, frozen=True, kw_only=True):
     drop: float = 0.0  # probability in training that nothing is known
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_drop("known", self.drop)
 
 
@@ -73,6 +76,7 @@ class Conditions(Config, frozen=True, kw_only=True):
     width: int | None = None  # of the tokens that attention sees; None = of the text's states, which it reads directly
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         direct = self.text is not None and self.text.states == "direct"
         if self.width is not None and self.width < 1:
             raise ValueError(f"width is {self.width}; the tokens that attention sees are at least 1 wide")

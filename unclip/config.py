@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -19,13 +20,25 @@ Levels = Annotated[tuple[int, ...], msgspec.Meta(max_length=16)]
 Positions = Annotated[int, msgspec.Meta(le=10_000)]
 Steps = Annotated[int, msgspec.Meta(le=10_000)]
 Pixels = Annotated[int, msgspec.Meta(le=16_384)]
+# msgspec's words for types, and ours.
+NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "True or False", "array": "a list"}
+NAMES |= {"object": "a config or a dict", "null": "None"}
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen record of settings.  Subclasses repeat `frozen=True, kw_only=True` and check themselves in `__post_init__`.
-
-    Types are checked wherever a config is read, replaced or overridden; only the bare constructor trusts its caller.
+    """A frozen record of settings.  Subclasses repeat `frozen=True, kw_only=True`, and check their values in `__post_init__`
+    after `super().__post_init__()`, which has checked the types.
     """
+
+    def __post_init__(self) -> None:
+        for name, kind in _hints(type(self)).items():
+            value = getattr(self, name)
+            try:
+                converted = msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name} is {visible(repr(value))}; {_expected(kind, str(error))}") from None
+            if converted is not value:  # a list where a tuple is meant, a whole number where any is
+                msgspec.structs.force_setattr(self, name, converted)
 
     def tree(self) -> dict[str, Any]:
         """As JSON has it: what `to_json` writes, and where `override` finds settings by their names."""
@@ -62,10 +75,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             known = ", ".join(self.__struct_fields__)
             raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {known}")
         changed = msgspec.structs.replace(self, **changes)
-        try:
-            return msgspec.convert(changed.tree(), type(self))
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+        Config.__post_init__(changed)  # which a class from outside may not have called
+        return changed
 
     def override(self: C, *settings: str) -> C:
         """Apply command-line settings such as `train.steps=500` or `unet.multiple=[1,2]`; values are JSON, bare words strings."""
@@ -86,6 +97,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             except msgspec.DecodeError:
                 node[name] = value
         return type(self).from_json(msgspec.json.encode(tree), source=f"{type(self).__name__} with {' '.join(settings)}")
+
+
+@cache
+def _hints(cls: type[Config]) -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(cls)}
+
+
+def _expected(kind: Any, message: str) -> str:
+    """What msgspec has to say of a value, in the words of those who write Python."""
+    words = [word for one in (kind, *get_args(kind)) if get_origin(one) is Literal for word in get_args(one)]
+    if message.startswith("Invalid enum value") and words:
+        return f"it must be one of {', '.join(map(str, words))}"
+    expected, _, got = message.partition(", got ")
+    if not expected.startswith("Expected `"):
+        return message
+    kinds, _, bound = expected.removeprefix("Expected `").partition("`")
+    said = [NAMES.get(one, one) for one in kinds.split(" | ")]
+    within = f"at {got.partition('`$')[2].rstrip('`')} " if "`$" in got else ""
+    return f"{within}it must be {' or '.join(', '.join(said).rsplit(', ', 1))}{bound}"
 
 
 def _known(cls: type[Config], message: str) -> str:

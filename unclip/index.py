@@ -26,6 +26,7 @@ class Index(Config, frozen=True, kw_only=True):
     clip_identity: dict[str, int | list[list[float]]] = {}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         needed, known = KINDS[self.kind]
         missing = [name for name in needed if name not in self.parts]
         others = [name for name in self.parts if name not in known and not _UPSAMPLER.fullmatch(name)]

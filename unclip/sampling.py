@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from .config import Config, Few, Steps
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
 VarianceName = Literal["small", "large", "learned", "analytic"]
+FAST27 = "fast27"  # GLIDE's 27 steps
 
 
 class Sampling(Config, frozen=True, kw_only=True):
@@ -25,25 +26,18 @@ class Sampling(Config, frozen=True, kw_only=True):
     threshold: Literal["static"] | float | None = None
 
     def __post_init__(self) -> None:
-        words: dict[str, Any] = {"sampler": Sampler, "variance": VarianceName}
-        for name, allowed in words.items():  # values made in Python meet no JSON reader that would check them
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
-        if not _are_steps(self.steps, 1):
-            raise ValueError(f"steps is {self.steps}; it must be a whole number of at least 1, sections or a list of timesteps")
+        super().__post_init__()
+        check_steps(self.steps, 1)
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number of at least 0 (1 = off)")
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta is {self.eta}; it must be at least 0 (0 = deterministic, 1 = as noisy as ddpm)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, but only the sampler 'ddim' has one; the sampler is {self.sampler!r}")
-        quantile = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool) and 0 < self.threshold <= 1
-        if self.threshold not in (None, "static") and not quantile:
+        if isinstance(self.threshold, float) and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile in (0, 1] or None")
-        pair = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
-        if self.interval is not None and not (pair and 0 <= self.interval[0] < self.interval[1]):
+        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
-
 
     def describe(self) -> str:
         """In a few words."""
@@ -62,11 +56,11 @@ class Inversion(Config, frozen=True, kw_only=True):
     lowest: int = 20
 
     def __post_init__(self) -> None:
-        if not _are_steps(self.steps, 2):
-            raise ValueError(f"steps is {self.steps}; an inversion takes a whole number of at least 2, sections or a list")
-        if not isinstance(self.refine, int) or self.refine < 0:
+        super().__post_init__()
+        check_steps(self.steps, 2)
+        if self.refine < 0:
             raise ValueError(f"refine is {self.refine}; it must be at least 0, a whole number (0 = plain inversion)")
-        if not isinstance(self.lowest, int) or self.lowest < 1:
+        if self.lowest < 1:
             raise ValueError(f"lowest is {self.lowest}; it is the timestep that the picture is read at, at least 1")
 
     def timesteps(self, listed: Sequence[int]) -> tuple[int, ...]:
@@ -74,6 +68,25 @@ class Inversion(Config, frozen=True, kw_only=True):
         return (*(t for t in listed if t > self.lowest), self.lowest)
 
 
-def _are_steps(steps: object, least: int) -> bool:
-    """Of the kinds that there are; what they say is the schedule's business."""
-    return isinstance(steps, (str, tuple, list)) or (isinstance(steps, int) and not isinstance(steps, bool) and steps >= least)
+def check_steps(steps: int | str | Sequence[int], least: int = 1) -> None:
+    """ValueError for steps that no schedule has: fewer than `least`, words, a list that does not descend."""
+    if isinstance(steps, str):
+        if steps != FAST27:
+            sections(steps)
+    elif isinstance(steps, int):
+        if steps < least:
+            raise ValueError(f"steps is {steps}; it must be a whole number of at least {least}, sections or a list of timesteps")
+    elif len(steps) < 2 or any(s < 0 or s >= t for t, s in zip(steps, steps[1:])):
+        told = "a list of timesteps has at least two and descends, to 0 or above"
+        raise ValueError(f"steps is {steps}; {told}, as (999, 500, 0); for so many steps give the number")
+
+
+def sections(steps: str) -> list[int]:
+    """ "10,10,3,2,2" as numbers, one for each section of the schedule; ValueError for other words."""
+    try:
+        counts = [int(part) for part in steps.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ValueError(f"steps is {steps!r}; it must be a number, sections as '10,10,3,2,2', {FAST27!r} or a list of timesteps")
+    return counts

@@ -44,6 +44,7 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     sampling: Sampling = Sampling(sampler="ddim", steps=27, threshold="static")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale < 2:
             raise ValueError(f"scale is {self.scale}; an upsampler makes pictures at least 2 times larger")
         self.unet.check_context(self.conditions.context_width)

@@ -26,6 +26,7 @@ class CorruptionConfig(Config, frozen=True, kw_only=True):
     sigma: tuple[float, float] = (0.6, 0.6)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability of corruption is {self.probability}; it must lie in 0 to 1")
         if self.kernel < 1 or self.kernel % 2 == 0:

@@ -18,6 +18,7 @@ class VisionTower(Config, frozen=True, kw_only=True):
     head_width: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.image_size, self.patch_size, self.width, self.layers, self.head_width) < 1:
             raise ValueError(f"sizes, width and layers of a vision tower are at least 1; got {self}")
         if self.image_size % self.patch_size:
@@ -36,6 +37,7 @@ class TextTower(Config, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.context_length < 3:
             raise ValueError(f"context_length is {self.context_length}; start, one token and end need at least 3")
         if min(self.width, self.layers, self.heads) < 1:
@@ -70,6 +72,7 @@ class CLIPConfig(Config, frozen=True, kw_only=True):
     interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.name is None) == (self.architecture is None):
             raise ValueError("a CLIP is given either by name (an open_clip model) or by architecture; give exactly one")
         if self.pretrained and self.name is None:

@@ -25,6 +25,7 @@ class CLIPTaskConfig(Config, frozen=True, kw_only=True):
     drop_words: float = 0.0  # part of the words read as unknown, which trains the compact vocabulary's unknown row
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sam is not None and not 0 < self.sam < math.inf:
             raise ValueError(f"sam is {self.sam}; rho must be positive (the paper: 0.1), or null for plain training")
         if not 0 <= self.shift < 0.5:

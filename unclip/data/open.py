@@ -37,6 +37,7 @@ class SourceConfig(Config, frozen=True, kw_only=True):
     name: str | None = None  # stands in front of its keys where another source has the same; None = the path's last part
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ValueError(f"the weight of {self.path} is {self.weight}; it must be a positive number")
 
@@ -52,6 +53,7 @@ class DataConfig(DataSpec, frozen=True, kw_only=True):
     classes: tuple[str, ...] | None = None  # names by number; None = those that there are, sorted
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size is not None and self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1, or null for no pictures")
         if self.embeddings is not None and not isinstance(self.source, str):

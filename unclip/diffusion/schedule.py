@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unclip.config import Config, Steps
+from unclip.sampling import FAST27, sections
 
 LINEAR, SCALED_LINEAR = (1e-4, 0.02), (0.00085, 0.012)  # first and last beta at T = 1000: DDPM's, latent diffusion's
 
@@ -26,6 +27,7 @@ class ScheduleConfig(Config, frozen=True, kw_only=True):
     end: float | None = None  # linear and scaled_linear: beta_T at T = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 2:
             raise ValueError(f"a schedule needs at least 2 steps, not {self.steps}")
         start, end = self.betas
@@ -124,13 +126,10 @@ def spaced(T: int, steps: int | str | Sequence[int]) -> tuple[int, ...]:
     taken as it is: it need not end in 0.
     """
     if isinstance(steps, str):
-        if steps == "fast27":
+        if steps == FAST27:
             # GLIDE: sections 10,10,3,2,2, with the 0-based 997 in place of the last step.
             return (min(T, round(998 * T / 1000)), *spaced(T, "10,10,3,2,2")[1:])
-        try:
-            counts = [int(part) for part in steps.split(",")]
-        except ValueError:
-            raise ValueError(f"steps {steps!r} not understood: write a number, sections like 10,10,3,2,2, or fast27") from None
+        counts = sections(steps)
     elif isinstance(steps, int):
         counts = [steps]
     else:

@@ -29,6 +29,7 @@ class TextConfig(Config, frozen=True, kw_only=True):
     null: Literal["learned", "empty"] = "learned"  # no caption is what the network has learned, or CLIP's empty caption
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "clip_states" and self.states_width is None:
             raise ValueError("captions as CLIP states need states_width, the width of CLIP's text transformer")
         sizes = {"context": self.context, "vocab": self.vocab, "states_width": self.states_width, "embed_dim": self.embed_dim}

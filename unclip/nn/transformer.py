@@ -23,6 +23,7 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.width, self.layers, self.heads, self.mlp) < 1:
             raise ValueError(f"width, layers, heads and mlp are at least 1; got {self}")
         if self.width % self.heads:

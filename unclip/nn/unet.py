@@ -44,6 +44,7 @@ class UNetConfig(Config, frozen=True, kw_only=True):
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # AdaGN, or the embedding added
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.channels < 1 or self.channels % 32:
             raise ValueError(f"channels is {self.channels}; group norm has 32 groups, so it must be a multiple of 32")
         if self.patch < 1 or self.depth < 1 or not self.multiple or min(self.multiple) < 1:

@@ -50,6 +50,7 @@ class Training(Config, frozen=True, kw_only=True):
     train: TrainConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         reads = {"model": _model, "task": _task, "data": _data, "held_out": _data}
         for name, read in reads.items():
             if isinstance(value := getattr(self, name), dict):

@@ -53,6 +53,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     shard: bool = False  # FSDP2: weights, gradients and moments shared out over the processes
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("max_skips", 1), ("log_every", 1), ("keep", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
