@@ -17,6 +17,8 @@ import unclip.pipelines.unclip
 from prior import ARSampling
 from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.generation import Generation
+from unclip.pipelines.load import from_pretrained
+from unclip.pipelines.stage import captions_of, numbers_of
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
@@ -309,6 +311,25 @@ def test_precision(made: Generation) -> None:
     with pytest.raises(ValueError, match="not in torch.float64"):
         pipe.to(dtype=torch.float64)
     assert pipe.dtype == torch.float32
+    assert pipe.to(dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="no dtype 'half'; there are float32, bfloat16, float16"):
+        pipe.to(dtype="half")
+    for where in ("gpu", "cuda:99", "meta", ""):
+        with pytest.raises(ValueError, match=f"device {where!r} cannot be used here: "):
+            pipe.to(where)
+
+
+def test_weights_are_loaded_and_stored_in_a_type_by_its_name(tmp_path: Path) -> None:
+    tiny.pipeline().save_pretrained(tmp_path / "half", dtype="float16")
+    loaded = UnCLIP.from_pretrained(tmp_path / "half", dtype="bfloat16")
+    assert next(loaded.decoder.parameters()).dtype == torch.bfloat16
+    part = type(loaded.decoder).from_pretrained(tmp_path / "half" / "decoder", dtype="torch.float16")
+    assert next(part.parameters()).dtype == torch.float16
+    assert torch.equal(next(part.parameters()).bfloat16(), next(loaded.decoder.parameters()))
+    for load in (from_pretrained, UnCLIP.from_pretrained, lambda source, dtype: loaded.save_pretrained(tmp_path / "new", dtype)):
+        with pytest.raises(ValueError, match="no dtype 'fp61'; there are float32, bfloat16, float16"):
+            load(tmp_path / "half", dtype="fp61")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -316,13 +337,16 @@ def test_precision(made: Generation) -> None:
     [
         ({"size": 100}, "size is 100; this pipeline makes pictures of 16, 64, 256 pixels"),
         ({"size": 0}, "size is 0"),
-        ({"n": 0}, "n=0"),
-        ({"first": -1}, "first=-1"),
-        ({"captions": []}, "need a caption"),
+        ({"size": True}, "size is True; this pipeline makes"),
+        ({"n": 0}, "n is 0; it must be a whole number of at least 1: how many pictures for each caption"),
+        ({"n": True}, "n is True; it must be a whole number"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
+        ({"first": -1}, "first is -1; it must be a whole number of at least 0"),
+        ({"captions": []}, "no caption was given: the list of captions is empty"),
         ({"captions": "\udc80"}, "a caption is text"),
         ({"upsamplers": [None]}, "1 settings for 2 upsamplers"),
         ({"decoder": Sampling(steps=1001)}, "cannot take 1001 steps out of 1000"),
-        ({"decoder": Sampling(steps=(5, 9))}, "descends"),
+        ({"decoder": Sampling(steps=(1001, 9))}, "descends within 1000..0"),
         ({"prior": Sampling(threshold="static")}, "a prior keeps x0 in range by its config's `clamp`"),
         (
             {"prior": Sampling(sampler="ddpm", variance="analytic", steps=5)},
@@ -336,6 +360,22 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     monkeypatch.setattr(pipe.decoder, "sample", None)
     with pytest.raises(ValueError, match=message):
         pipe.generate(**{"captions": "a red heart", **ask})
+
+
+def test_captions_and_numbers_of_other_kinds_are_refused_by_name() -> None:
+    for wrong, message in (
+        (5, "captions are 5; give a string, or a list of strings"),
+        (None, "captions are None; give a string"),
+        (b"heart", "captions are b'heart'; give a string"),
+        (["a", 3], "a caption is text, not 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            captions_of(wrong)
+    for n in (2.0, None, "2", True):
+        with pytest.raises(ValueError, match=f"n is {n!r}; it must be a whole number of at least 1: how many pictures"):
+            numbers_of(n, 0, 0)
+    with pytest.raises(ValueError, match=r"n is 'a blue heart'; .* \(several captions are given as a list\)"):
+        numbers_of("a blue heart", 0, 0)
 
 
 def test_generating_is_for_evaluation_and_leaves_the_global_generator_alone() -> None:

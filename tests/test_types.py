@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from unclip.checks import check_int, device_of, dtype_of
 from unclip.randomness import Noise
-from unclip.sampling import Sampling
+from unclip.sampling import Inversion, Sampling
 from unclip.training.task import Task, require
 from unclip.trees import move, tree_map
-from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, check_int, keep_contract
+from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, keep_contract
 
 
 def text(*strings: str) -> Text:
@@ -106,7 +107,26 @@ def test_moving_changes_floats_only() -> None:
         {"steps": 2.5},
         {"steps": True},
         {"steps": None},
+        {"steps": "abc"},
+        {"steps": "fast28"},
+        {"steps": ""},
+        {"steps": "10,,3"},
+        {"steps": "10,0"},
+        {"steps": ()},
+        {"steps": (5,)},
+        {"steps": (5, 10)},
+        {"steps": (10, 10)},
+        {"steps": (10, -1)},
+        {"steps": [10, 5.5]},
+        {"steps": ("10", "5")},
         {"sampler": "ddmi"},
+        {"sampler": None},
+        {"guidance": "3"},
+        {"guidance": None},
+        {"guidance": True},
+        {"eta": "x"},
+        {"eta": None},
+        {"interval": ("a", "b")},
         {"variance": "larg"},
         {"guidance": -1.0},
         {"guidance": math.nan},
@@ -132,8 +152,10 @@ def test_samplings_that_cannot_work_are_refused_by_name(changes: dict) -> None:
 
 
 def test_samplings_that_work() -> None:
+    assert Sampling(steps=[9, 3]).steps == (9, 3)
     for changes in (
         {"steps": (9, 3, 0)},
+        {"steps": "fast27"},
         {"steps": "10,5"},
         {"threshold": 1.0},
         {"eta": 1.0},
@@ -143,12 +165,35 @@ def test_samplings_that_work() -> None:
         assert Sampling(**changes) == Sampling().replace(**changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": "abc"}, {"steps": 1}, {"steps": (5,)}, {"refine": -1}, {"refine": True}, {"refine": "x"}, {"lowest": "a"}],
+)
+def test_inversions_that_cannot_work_are_refused_by_name(changes: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} is "):
+        Inversion(**changes)
+
+
 def test_whole_numbers_of_every_library() -> None:
     for number in (3, np.int64(3), torch.tensor(3)):
         assert check_int("seed", number) == 3 and type(check_int("seed", number)) is int
-    for other in (1.7, "3", None, torch.tensor(1.5)):
+    for other in (1.7, 2.0, True, "3", None, torch.tensor(1.5)):
         with pytest.raises(ValueError, match="seed is .*; it must be a whole number"):
             check_int("seed", other)
+    with pytest.raises(ValueError, match=r"^n is 1; it must be a whole number of at least 2: how many$"):
+        check_int("n", 1, 2, "how many")
+
+
+def test_types_and_devices_by_their_names() -> None:
+    assert dtype_of("float16") == dtype_of("torch.float16") == dtype_of(torch.float16) == torch.float16
+    assert dtype_of(torch.float64) == torch.float64
+    assert device_of("cpu") == device_of(torch.device("cpu")) == torch.device("cpu")
+    for other in ("int8", torch.int8, 16, "meta", None):
+        with pytest.raises(ValueError, match="no dtype .*; there are float32, bfloat16, float16"):
+            dtype_of(other)
+    for other in ("gpu", "cuda:77", "meta", None):
+        with pytest.raises(ValueError, match="device .* cannot be used here: "):
+            device_of(other)
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:

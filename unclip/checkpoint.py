@@ -21,6 +21,7 @@ from unclip.weights import find_weights, lazily, read_tensors, sha256_of, write_
 from unclip.weights.folder import files_of, renamed
 
 from .building import build, compare, fill, refuse_broken, sketch
+from .checks import dtype_of
 from .config import Config, visible
 from .files import read_json, write_files, write_folder
 from .hub import CONFIG, INDEX, locate
@@ -61,9 +62,10 @@ class Part(nn.Module, Generic[C]):
         where: torch.device = next(self.parameters()).device if self.offload is None else self.offload.device
         return where
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
         """Write `config.json` and `model.safetensors` (parameters in `dtype`, when given) into a new `folder`."""
-        write_folder(folder, lambda aside: self.write(aside, dtype))
+        stored = None if dtype is None else dtype_of(dtype)
+        write_folder(folder, lambda aside: self.write(aside, stored))
 
     def write(self, folder: Path, dtype: torch.dtype | None = None, component: str | None = None) -> None:
         """The two files, into a folder that may be there.  `component`: what the part is in a pipeline, to be checked again."""
@@ -88,10 +90,10 @@ class Part(nn.Module, Generic[C]):
 
     @classmethod
     def from_pretrained(
-        cls: type[P], folder: str | Path, dtype: torch.dtype | None = None, variant: str | None = None
+        cls: type[P], folder: str | Path, dtype: torch.dtype | str | None = None, variant: str | None = None
     ) -> P:
         """Read a part from its folder; parameters arrive in `dtype`, float32 when not given.  variant: see `open_pipeline`."""
-        part = load_part(Path(folder).expanduser(), cls, dtype, variant)
+        part = load_part(Path(folder).expanduser(), cls, None if dtype is None else dtype_of(dtype), variant)
         assert isinstance(part, cls)
         return part
 
@@ -111,7 +113,7 @@ class Stored(NamedTuple):
 def open_pipeline(
     source: str | Path,
     classes: Mapping[str, type[Part[Any]]] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> Stored:
@@ -122,6 +124,7 @@ def open_pipeline(
     variant: which weights, where a folder holds several: "fp16" of model.fp16.safetensors, "plain" of model.safetensors, or
     the name of the file.  revision: of a hub's repository, a branch, tag or commit, also as "owner/name@revision".
     """
+    dtype = None if dtype is None else dtype_of(dtype)
     folder = locate(source, revision)
     if not (folder / INDEX).is_file():
         return _public().open_foreign(folder, str(source), dtype, variant)

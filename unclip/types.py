@@ -8,7 +8,6 @@ masks are True where there is something real.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -285,14 +284,6 @@ def keep_contract(part: object, contract: type) -> None:
         except TypeError as error:
             is_, must = (f"{name}({', '.join(p.name for p in some)})" for some in (own.parameters.values(), asked))
             raise ValueError(f"{told}: it has {is_} where it must have {must}: {error}") from None
-
-
-def check_int(name: str, value: Any) -> int:
-    """A whole number of any library as Python's own; ValueError for anything else."""
-    try:
-        return int(operator.index(value))
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
 
 
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

@@ -49,21 +49,11 @@ def load_any(
     model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None
 ) -> UnCLIP | Cascade:
     """A pipeline of any kind, on its device; ValueError for a device that is not there."""
-    import torch
-
+    from unclip.checks import device_of, dtype_of
     from unclip.pipelines.load import from_pretrained
-    from unclip.pipelines.stage import DTYPES
 
-    types = {str(t).removeprefix("torch."): t for t in DTYPES}
-    if dtype not in types:
-        raise ValueError(f"no dtype {dtype!r}; there are {', '.join(types)}")
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return from_pretrained(model, offload=offload, prior=prior, variant=variant).to(device, types[dtype])
+    place, kind = device_of(device), dtype_of(dtype)
+    return from_pretrained(model, offload=offload, prior=prior, variant=variant).to(place, kind)
 
 
 class Errors:

@@ -29,9 +29,9 @@ def embed(
     then train with embeddings=FOLDER beside their pictures.
     """
     with Errors("encode fewer at once (--batch)"):
-        import torch
         from tqdm import tqdm
 
+        from unclip.checks import device_of
         from unclip.data.embed import embed as run
         from unclip.data.open import open_source
         from unclip.data.reader import Reader
@@ -48,10 +48,8 @@ def embed(
         if not isinstance(found, PictureSource):
             raise ValueError(f"{source} holds embeddings already; give the pictures")
         data = Reader(found, None)
-        try:
-            clip = open_clip(model).to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        place = device_of(device)
+        clip = open_clip(model).to(place)
         disable = True if rank else None
         with tqdm(desc="embed", total=-(-len(data) // world), unit="picture", file=sys.stderr, disable=disable) as bar:
             done = run(

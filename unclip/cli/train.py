@@ -98,13 +98,11 @@ def assemble(
     """Put trained parts together to a pipeline that every command takes as --model."""
     with Errors():
         from prior import ARPrior
-        from unclip.pipelines.stage import DTYPES
+        from unclip.checks import dtype_of
         from unclip.pipelines.unclip import UnCLIP
         from unclip.runs import open_clip, open_component
 
-        types = {str(t).removeprefix("torch."): t for t in DTYPES}
-        if dtype not in types:
-            raise ValueError(f"no dtype {dtype!r}; there are {', '.join(types)}")
+        kind = dtype_of(dtype)
         parts: dict[str, Part[Any]] = {"prior": open_component(prior, "prior"), "decoder": open_component(decoder, "decoder")}
         uppers = [open_component(source, "upsampler") for source in upsampler or []]
         second = open_component(ar_prior, "ar_prior") if ar_prior else None
@@ -122,7 +120,7 @@ def assemble(
             name=name or folder.name,
             provenance={"parts": {stage: _story(source) for stage, source in sources.items()}},
         )
-        pipe.save_pretrained(folder, types[dtype], ar_prior=second)
+        pipe.save_pretrained(folder, kind, ar_prior=second)
         typer.echo(folder)
 
 

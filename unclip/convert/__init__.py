@@ -13,13 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 
 from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline
+from unclip.checks import dtype_of
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
 from unclip.files import read_json, visible, write_folder
 
 from . import karlo_diffusers, karlo_original
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Open(Protocol):
@@ -56,16 +55,15 @@ def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, va
 def convert(
     source: str | Path,
     folder: str | Path,
-    dtype: str = "float32",
+    dtype: torch.dtype | str = "float32",
     variant: str | None = None,
     revision: str | None = None,
 ) -> None:
     """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one part in memory at a time.
 
-    dtype: of the stored parameters, one of `DTYPES`.  variant, revision: as in `open_pipeline`.
+    dtype: of the stored parameters.  variant, revision: as in `open_pipeline`.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    kind = dtype_of(dtype)
     stored = open_pipeline(source, variant=variant, revision=revision)
     if stored.clip_identity is not None:
         raise ValueError(
@@ -79,7 +77,7 @@ def convert(
             if isinstance(part, CLIP):
                 record = identity(part)
             kinds[name] = type(part).__name__
-            part.write(aside / name, DTYPES[dtype], name)
+            part.write(aside / name, kind, name)
             del part
         index = Index(name=stored.name, parts=kinds, candidates=stored.candidates, clip_identity=record)
         (aside / INDEX).write_text(index.to_json())

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unclip.checks import check_int
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
-from unclip.types import Callback, check_int
+from unclip.types import Callback
 
 from .latent import Latent
 from .pca import PCA
@@ -84,9 +85,8 @@ def vary(
     be inverted.  `guidance`: of the decoder, else the latent's own.  Picture k is number first + k of the seed.
     """
     _check(pipe, size, guidance, inversion)
-    seed = check_int("seed", seed)
-    if n < 1 or first < 0:
-        raise ValueError(f"n is {n} and first {first}: at least one variation, and numbers start at 0")
+    seed, first = check_int("seed", seed), check_int("first", first, 0)
+    n = check_int("n", n, 1, "how many variations of each picture")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
     fresh = check_choice("x_t", x_t, Start) == "fresh"
@@ -128,8 +128,7 @@ def interpolate(
     check_choice("x_t", x_t, Way)
     if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence):
         sources = [sources]
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; a path from one picture to the next has at least its two ends")
+    steps = check_int("steps", steps, 2, "pictures from one source to the next, both ends included")
     latents, pictures = ends(pipe, sources, x_t == "slerp", seed, inversion, callback)
     embeds, starts = (torch.cat([getattr(z, name) for z in latents]).cpu() for name in ("image_embed", "x_t"))
     way = torch.arange((len(embeds) - 1) * (steps - 1) + 1)
@@ -171,8 +170,7 @@ def text_diff(
     seed = check_int("seed", seed)
     if not 0 < theta <= 1:
         raise ValueError(f"theta is {theta}; it is the part of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; from the picture to its edit there are at least two pictures")
+    steps = check_int("steps", steps, 2, "pictures from the reconstruction to the edit, both included")
     if not isinstance(target, str) or not isinstance(source, (str, type(None))):
         raise ValueError(f"the target is {target!r} and the source {source!r}: both are captions, and the source may be left out")
     if not target.strip():

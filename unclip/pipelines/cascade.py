@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unclip import checkpoint
+from unclip.checks import dtype_of
 from unclip.index import same_sizes
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
@@ -93,14 +94,14 @@ class Cascade:
         """The sizes made on the way to `size`, which must be one of `sizes`; None = the largest."""
         if size is None:
             return self.sizes
-        if size not in self.sizes:
+        if isinstance(size, bool) or size not in self.sizes:
             raise ValueError(f"size is {size!r}; this pipeline makes pictures of {', '.join(map(str, self.sizes))} pixels")
         return self.sizes[: self.sizes.index(size) + 1]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cascade:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> Cascade:
         """Move all components to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
-        dtype = dtype or self.dtype
-        self.device, self.dtype = move_parts(self.parts, self.offload, device or self.device, dtype), dtype
+        dtype = self.dtype if dtype is None else dtype_of(dtype)
+        self.device, self.dtype = move_parts(self.parts, self.offload, self.device if device is None else device, dtype), dtype
         return self
 
     @torch.no_grad()
@@ -135,7 +136,7 @@ class Cascade:
         if len(counts) > 1:
             raise ValueError(f"{len(said or [])} captions came with {len(numbers or [])} labels: give one label for each caption")
         (count,) = counts
-        stages, (n, seed, first) = self.stages(size), numbers_of(count, n, seed, first)
+        stages, (n, seed, first) = self.stages(size), numbers_of(n, seed, first)
         for name, given in (("text", said), ("label", numbers)):
             if given is not None and name not in self.decoder.takes and not isinstance(guide, GuideModel):
                 takes = ", ".join(self.decoder.takes) or "nothing"
@@ -253,7 +254,7 @@ class Cascade:
         """Names of the classes that the decoder draws, or the guide knows; () where there are none, or they have no names."""
         return names_of(self.decoder, self.guide)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
         """Write every component and the index into a new `folder`; parameters in `dtype`, when given."""
 
         def index(kinds: dict[str, str]) -> checkpoint.Index:
@@ -266,7 +267,7 @@ class Cascade:
         cls,
         source: str | Path,
         classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         offload: bool = False,
         variant: str | None = None,
         revision: str | None = None,

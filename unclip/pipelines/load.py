@@ -17,7 +17,7 @@ from .unclip import UnCLIP
 def from_pretrained(
     source: str | Path,
     classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     prior: str = "prior",
     offload: bool = False,
     variant: str | None = None,

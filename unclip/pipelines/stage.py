@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unclip.checks import DTYPES, check_int, device_of
 from unclip.diffusion.guidance import gradient_guidance, reporting
 from unclip.sampling import Sampling
-from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts, check_int
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts
 
 
 class Told(NamedTuple):
@@ -137,9 +136,11 @@ def chunks(total: int, size: int) -> Iterator[slice]:
 
 def captions_of(captions: Any) -> list[str]:
     """One caption or several as a list; ValueError for what is no text."""
-    if not isinstance(captions, (str, Sequence)):
+    if not isinstance(captions, (str, Sequence)) or isinstance(captions, (bytes, bytearray)):
         raise ValueError(f"captions are {captions!r}; give a string, or a list of strings")
     said = [captions] if isinstance(captions, str) else list(captions)
+    if not said:
+        raise ValueError("no caption was given: the list of captions is empty")
     for caption in said:
         try:
             caption.encode()
@@ -159,26 +160,22 @@ def labels_of(labels: Any, names: Sequence[str]) -> list[int]:
     numbers = []
     for label in [labels] if alone else labels:
         if not isinstance(label, str):
-            if isinstance(label, bool):
-                raise ValueError(f"a label is {label!r}; it must be the number of a class, or its name")
-            numbers.append(check_int("label", label))
+            numbers.append(check_int("a label", label, what="the number of a class, or else its name"))
         elif label in names:
             numbers.append(names.index(label))
         else:
             near = difflib.get_close_matches(label, names, 5, 0.4) or list(names[:10])
             told = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
             raise ValueError(f"no label {label!r}; {told}")
+    if not numbers:
+        raise ValueError("no label was given: the list of labels is empty")
     return numbers
 
 
-def numbers_of(count: int, n: Any, seed: Any, first: Any) -> tuple[int, int, int]:
+def numbers_of(n: Any, seed: Any, first: Any) -> tuple[int, int, int]:
     """n, seed and first as whole numbers; ValueError where there is nothing to draw."""
-    if isinstance(n, bool):
-        raise ValueError(f"n is {n!r}; it must be a whole number, how many pictures for each caption")
-    n, seed, first = check_int("n", n), check_int("seed", seed), check_int("first", first)
-    if not count or n < 1 or first < 0:
-        raise ValueError(f"{count} captions, n={n}, first={first}: need a caption, n >= 1 and first >= 0")
-    return n, seed, first
+    n = check_int("n", n, 1, "how many pictures for each caption (several captions are given as a list)")
+    return n, check_int("seed", seed), check_int("first", first, 0)
 
 
 def negative_text(read: Callable[[list[str]], Text], negative: Any, count: int, n: int) -> Text | None:
@@ -225,7 +222,7 @@ def move_parts(parts: Mapping[str, Any], offload: Any, device: torch.device | st
     """Modules to a device; ValueError for a type that networks do not compute in there."""
     if dtype not in DTYPES:
         raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
-    target = torch.device(device)
+    target = device_of(device)
     if dtype == torch.float16 and target.type == "cpu":
         raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
     if offload is not None and target != offload.device:

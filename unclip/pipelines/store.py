@@ -13,6 +13,7 @@ from torch import nn
 
 from unclip import checkpoint
 from unclip.checkpoint import PRIORS, Index, Part, Stored, fingerprint
+from unclip.checks import dtype_of
 from unclip.editing.pca import FILE as PCA_FILE
 from unclip.editing.pca import PCA
 from unclip.files import write_folder
@@ -24,10 +25,11 @@ def save(
     parts: Mapping[str, Any],
     index: Callable[[dict[str, str]], Index],
     provenance: Mapping[str, Any],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     components: PCA | None = None,
 ) -> None:
     """Write every component, the index that `index` makes of their classes, and where they come from, all or nothing."""
+    dtype = None if dtype is None else dtype_of(dtype)
 
     def write(aside: Path) -> None:
         for name, part in parts.items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unclip import checkpoint
+from unclip.checks import dtype_of
 from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
 from unclip.editing import edits
@@ -137,10 +138,10 @@ class UnCLIP(OverCascade):
         made.cascade.device, made.cascade.dtype = self.device, self.dtype
         return made
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> UnCLIP:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> UnCLIP:
         """Move all parts to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
-        dtype = dtype or self.dtype
-        self.cascade.device = move_parts(self.parts, self.offload, device or self.device, dtype)
+        dtype = self.dtype if dtype is None else dtype_of(dtype)
+        self.cascade.device = move_parts(self.parts, self.offload, self.device if device is None else device, dtype)
         self.cascade.dtype = dtype
         return self
 
@@ -169,7 +170,7 @@ class UnCLIP(OverCascade):
         `Cancelled` in it ends the run.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
         """
         captions = captions_of(captions)
-        n, seed, first = numbers_of(len(captions), n, seed, first)
+        n, seed, first = numbers_of(n, seed, first)
         stages, settings = self.stages(size), self.cascade.settings(decoder, upsamplers)
         if self.prior is None:
             remedy = self.provenance.get("no_prior", NO_PRIOR)
@@ -250,7 +251,7 @@ class UnCLIP(OverCascade):
         return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | None = None, ar_prior: checkpoint.Part[Any] | None = None
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, ar_prior: checkpoint.Part[Any] | None = None
     ) -> None:
         """Write every part and the index into a new `folder`; parameters in `dtype`, when given (float16 halves the size).
 
@@ -269,7 +270,7 @@ class UnCLIP(OverCascade):
         cls,
         source: str | Path,
         classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         prior: str = "prior",
         offload: bool = False,
         variant: str | None = None,
