@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.emoji import ship
-from experiments.emoji.data import emoji_data as commands
+from experiments.emoji.data import command as commands
 from experiments.emoji.data import pictures, source
 from experiments.emoji.data.emoji_data import EmojiData, embeddings_path
 from experiments.emoji.data.paraphrase import Paraphrase, paraphrases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unclip.config import Config, Layers, Pixels, Positions
 
+from .pieces import check_pieces
 from .preprocess import Interpolation, Resize
 from .tokenizer import check_token_ids
 
@@ -28,13 +29,17 @@ class VisionTower(Config, frozen=True, kw_only=True):
 
 
 class TextTower(Config, frozen=True, kw_only=True):
-    """A causal text transformer over CLIP's byte pairs: all, or those in `token_ids` (see `compact_token_ids`)."""
+    """A causal text transformer over CLIP's byte pairs: all, or those in `token_ids` (see `compact_token_ids`).
+
+    `pieces` (see `learn_pieces`) is a vocabulary of one's own in their place.
+    """
 
     context_length: Positions = 77
     width: int
     layers: Layers
     heads: int
     token_ids: tuple[int, ...] | None = None
+    pieces: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +49,12 @@ class TextTower(Config, frozen=True, kw_only=True):
             raise ValueError(f"width {self.width}, layers {self.layers}, heads {self.heads}: a text tower's are at least 1")
         if self.width % self.heads:
             raise ValueError(f"text width {self.width} is no multiple of its {self.heads} heads")
+        if self.token_ids is not None and self.pieces is not None:
+            raise ValueError("a text tower reads either byte pairs (token_ids) or word pieces (pieces); give one of the two")
         if self.token_ids is not None:
             check_token_ids(self.token_ids)
+        if self.pieces is not None:
+            check_pieces(self.pieces)
 
 
 class Architecture(Config, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from .config import Architecture as Architecture
 from .config import CLIPConfig, VisionTower
 from .config import TextTower as TextTower
 from .named import open_named
+from .pieces import PieceTokenizer
 from .preprocess import Interpolation, Resize, check_images, fit_square, stack_pictures
 from .tokenizer import BytePairTokenizer, Tokenizer, Tokens
 
@@ -115,12 +116,16 @@ class CLIP(Part[CLIPConfig]):
         return Text(list(captions), ids, embed, states, mask)
 
 
-def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer, dict[str, Any]]:
+def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer | PieceTokenizer, dict[str, Any]]:
     import open_clip
 
     arch = config.architecture
     assert arch is not None
-    tokenizer = BytePairTokenizer(arch.text.context_length, arch.text.token_ids)
+    tokenizer: BytePairTokenizer | PieceTokenizer
+    if arch.text.pieces is not None:
+        tokenizer = PieceTokenizer(arch.text.context_length, arch.text.pieces)
+    else:
+        tokenizer = BytePairTokenizer(arch.text.context_length, arch.text.token_ids)
     # open_clip builds both towers or none: where there is to be none, a small one is built and dropped.
     tower = arch.vision or VisionTower(image_size=16, patch_size=16, width=64, layers=1)
     vision = {name: getattr(tower, name) for name in tower.__struct_fields__}

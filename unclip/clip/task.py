@@ -16,6 +16,7 @@ from unclip.training.task import Task, require
 from unclip.types import Batch, Losses
 
 from .encoder import CLIP, CLIPConfig
+from .pieces import PieceTokenizer
 from .tokenizer import UNKNOWN, BytePairTokenizer
 
 
@@ -45,9 +46,10 @@ class CLIPTask(Task):
         self.model = model
         self.config = config or CLIPTaskConfig()
         self.sam_rho = self.config.sam  # read by the training loop
-        compact = isinstance(model.tokenizer, BytePairTokenizer) and model.tokenizer.token_ids is not None
-        if self.config.drop_words and not compact:
-            raise ValueError("drop_words needs a compact vocabulary (token_ids): other CLIPs have no unknown token")
+        tokenizer = model.tokenizer
+        compact = isinstance(tokenizer, BytePairTokenizer) and tokenizer.token_ids is not None
+        if self.config.drop_words and not (compact or isinstance(tokenizer, PieceTokenizer)):
+            raise ValueError("drop_words needs a compact vocabulary (token_ids or pieces): other CLIPs have no unknown token")
 
     def forward(self, batch: Batch, noise: Noise) -> Losses:
         require(batch, ["images", "captions"], "CLIPTask")

@@ -1,6 +1,6 @@
 """`python -m experiments.emoji.data`."""
 
-from .emoji_data import main
+from .command import main
 
 if __name__ == "__main__":
     main()

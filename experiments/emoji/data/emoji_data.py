@@ -1,13 +1,7 @@
-"""The emoji as training data, and the commands that make it:
-
-python -m experiments.emoji.data prepare [FOLDER] [--source TGZ_OR_FOLDER] [--sizes 64 256 1024]
-python -m experiments.emoji.data captions TGZ_OR_FOLDER [--write]
-"""
+"""The emoji of the first generation as training data: Twemoji under their CLDR names."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +57,7 @@ class EmojiData:
         self.split, self.size, self.shift, self.zoom, self.paraphrase = split, size, shift, zoom, paraphrase
         self.keys = [rows[i].key for i in chosen]
         self.captions = [rows[i].caption for i in chosen]
-        self.weights = _shares([motif(caption) for caption in self.captions], balance) if balance else None
+        self.weights = shares([motif(caption) for caption in self.captions], balance) if balance else None
         self._rows = chosen  # of the cache, which holds every split
         self._pictures = None
         if size is not None:
@@ -85,7 +79,7 @@ class EmojiData:
             pixels -= 1
             images = torch.from_numpy(pixels)
             if noise is not None and (self.shift or self.zoom):
-                images = _move(images, noise, self.shift, self.zoom)
+                images = move(images, noise, self.shift, self.zoom)
         captions = [self.captions[i] for i in indices]
         batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=captions)
         if self.embeddings is not None:
@@ -122,14 +116,15 @@ def embeddings_path() -> Path:
     return source.cache_folder() / "embeddings.safetensors"
 
 
-def _shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:
+def shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:
+    """How often each sample is drawn: in proportion to (samples of its motif) ** -balance."""
     counts = Counter(motifs)
-    shares = np.array([counts[name] ** -balance for name in motifs])
-    shares.setflags(write=False)  # which `unclip.data.order.indices` takes as leave to look at them once
-    return shares
+    drawn = np.array([counts[name] ** -balance for name in motifs])
+    drawn.setflags(write=False)  # which `unclip.data.order.indices` takes as leave to look at them once
+    return drawn
 
 
-def _move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:
+def move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:
     """Scale and shift each picture on its white ground; what leaves the frame is cut."""
     size = images.shape[-1]
     scales = 1 + zoom * (2 * noise.at("zoom").uniform() - 1)
@@ -143,48 +138,3 @@ def _move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: floa
         # A negative width of F.pad crops.
         moved.append(pad(image, (left, size - side - left, top, size - side - top), value=1.0))
     return torch.stack(moved)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.emoji.data", description="Get and render the emoji.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("prepare", help=f"get {source.PACKAGE}, check it and render it into the cache")
-    verb.add_argument("folder", type=Path, nargs="?", help="default: $UNCLIP_CACHE/emoji or ~/.cache/unclip/emoji")
-    verb.add_argument("--source", type=Path, help="a .tgz of the package or a folder of its SVGs; default: npm pack")
-    verb.add_argument("--sizes", type=int, nargs="*", default=[64, 256], help="default: 64 256 (1024 takes minutes)")
-    verb = verbs.add_parser("captions", help="make captions.jsonl again and compare it with the committed one")
-    verb.add_argument("source", type=Path, nargs="?", help="as for prepare; default: the prepared SVGs")
-    verb.add_argument("--write", action="store_true", help="write it instead of comparing")
-    options = parser.parse_args(arguments)
-    try:
-        if options.verb == "prepare":
-            _prepare(options.folder or source.cache_folder(), options.source, options.sizes)
-        else:
-            _captions(options.source or source.cache_folder() / "svg", options.write)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _prepare(folder: Path, svgs: Path | None, sizes: Sequence[int]) -> None:
-    print(source.prepare(folder, svgs))
-    keys = [row.key for row in source.read_captions()]
-    for size in sizes:
-        print(Pictures(folder, keys, size).path)
-
-
-def _captions(svgs: Path, write: bool) -> None:
-    files = source.read_svgs(svgs)
-    source.check(files, svgs)
-    rows = source.make_captions(list(files))
-    text = source.captions_text(rows)
-    if write:
-        source.CAPTIONS.write_text(text, encoding="utf-8")
-    heldout = sum(row.split == "heldout" for row in rows)
-    print(f"{len(rows)} captions, {heldout} held out")
-    if source.CAPTIONS.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"these differ from {source.CAPTIONS}: the installed package emoji names some differently;"
-            " the shipped weights know the committed table"
-        )
-    print(f"{source.CAPTIONS} is the same")

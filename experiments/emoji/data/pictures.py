@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -33,22 +33,42 @@ def render(svg: str, size: int) -> np.ndarray:
     except ImportError:
         raise ValueError("rendering the emoji needs the package resvg_py: pip install 'unclip[emoji]'") from None
     png = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    if picture.size != (size, size):  # a drawing that is not square keeps its shape
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+        picture = square
+    return np.asarray(picture).transpose(2, 0, 1)
 
 
 class Pictures:
-    """Rendered pictures of `keys` at one size, read from the cache in `folder`, which is filled first if need be."""
+    """Rendered pictures of `keys` at one size, read from the cache in `folder`, which is filled first if need be.
 
-    def __init__(self, folder: Path, keys: Sequence[str], size: int):
+    svgs: gives the drawings by key, read only then; None = the files of folder/svg, which are Twemoji's.  source: a digest of
+    what the drawings come from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keys: Sequence[str],
+        size: int,
+        svgs: Callable[[], Mapping[str, str]] | None = None,
+        source: str = SVG_SHA256,
+    ):
         if not 8 <= size <= 4096:
             raise ValueError(f"the size is {size}; emoji are rendered at 8 to 4096 pixels")
         self.keys, self.size = list(keys), size
-        # The name says which pictures lie inside, so a changed table never reads another table's rows.
-        digest = hashlib.sha256("\n".join([SVG_SHA256, *keys]).encode()).hexdigest()[:8]
-        self.path = folder / f"{size}-{digest}{'.npy' if size <= LARGEST_MAPPED else '.zip'}"
+        self.path = self.place(folder, keys, size, source)
         if not self.path.exists():
-            self._fill(folder / "svg")
+            self._fill(svgs() if svgs is not None else _files(folder / "svg", keys))
         self._open()
+
+    @staticmethod
+    def place(folder: Path, keys: Sequence[str], size: int, source: str = SVG_SHA256) -> Path:
+        """The file, whose name says which pictures lie inside, so that a changed table never reads another table's rows."""
+        digest = hashlib.sha256("\n".join([source, *keys]).encode()).hexdigest()[:8]
+        return folder / f"{size}-{digest}{'.npy' if size <= LARGEST_MAPPED else '.zip'}"
 
     def __getitem__(self, rows: Sequence[int]) -> np.ndarray:
         """uint8 (len(rows), 3, size, size)."""
@@ -71,14 +91,9 @@ class Pictures:
         self._array = np.load(self.path, mmap_mode="r") if self.path.suffix == ".npy" else None
         self._zip = zipfile.ZipFile(self.path) if self.path.suffix == ".zip" else None
 
-    def _fill(self, svgs: Path) -> None:
+    def _fill(self, svgs: Mapping[str, str]) -> None:
         """Render everything aside, then rename, so that a cache that exists is whole."""
-        missing = [key for key in self.keys if not (svgs / f"{key}.svg").is_file()]
-        if missing:
-            raise ValueError(
-                f"{svgs} lacks {len(missing)} of {len(self.keys)} emoji ({missing[0]}.svg …):"
-                " run `python -m experiments.emoji.data prepare` first"
-            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         pictures = tqdm(self._rendered(svgs), f"rendering {self.size} px", len(self.keys), unit=" emoji", disable=None)
         try:
@@ -96,10 +111,20 @@ class Pictures:
         finally:
             aside.unlink(missing_ok=True)
 
-    def _rendered(self, svgs: Path) -> Iterable[np.ndarray]:
-        texts = [(svgs / f"{key}.svg").read_text(encoding="utf-8") for key in self.keys]
+    def _rendered(self, svgs: Mapping[str, str]) -> Iterable[np.ndarray]:
+        texts = [svgs[key] for key in self.keys]
         draw = partial(render, size=self.size)
         return map(draw, texts) if self.size <= LARGEST_MAPPED else _draw_all(draw, texts)
+
+
+def _files(svgs: Path, keys: Sequence[str]) -> dict[str, str]:
+    missing = [key for key in keys if not (svgs / f"{key}.svg").is_file()]
+    if missing:
+        raise ValueError(
+            f"{svgs} lacks {len(missing)} of {len(keys)} emoji ({missing[0]}.svg …):"
+            " run `python -m experiments.emoji.data prepare` first"
+        )
+    return {key: (svgs / f"{key}.svg").read_text(encoding="utf-8") for key in keys}
 
 
 def _draw_all(draw: Callable[[str], np.ndarray], texts: list[str]) -> Iterable[np.ndarray]:
