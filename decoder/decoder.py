@@ -9,13 +9,14 @@ from torch import Tensor
 from unclip.checkpoint import Part
 from unclip.clip.tokenizer import tokenized
 from unclip.conditions import Drops
+from unclip.data.pictures import check_images
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import ddim_invert, run
 from unclip.diffusion.schedule import spaced
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Inversion, Sampling
-from unclip.types import Cond, Denoise, Losses, Text, Wrap
+from unclip.types import Cond, Denoise, Losses, Text, Wrap, rows_of
 
 from .config import DecoderConfig
 from .network import DecoderNetwork, Encoded
@@ -38,7 +39,8 @@ class Decoder(Part[DecoderConfig]):
 
     def loss(self, images: Float[Tensor, "b 3 h w"], cond: Cond, *, noise: Noise) -> Losses:
         """Denoising loss per picture; each condition is dropped independently of the others (unCLIP 2.1: 10 % and 50 %)."""
-        noise.check(len(images), "pictures")
+        check_noise(noise, len(images), "pictures")
+        check_images(images)
         encoded = self._encode(cond, len(images), self.config.conditions.drops(noise.at("drop"), images.device))
         t = noise.at("t").integers(1, self.schedule.T + 1)
         eps = noise.at("eps").normal(images.shape[1:]).to(images.device)
@@ -61,11 +63,13 @@ class Decoder(Part[DecoderConfig]):
         negative: what guidance leads away from, in place of the null.  wrap: applied to the guided and thresholded denoiser.
         """
         sampling = sampling or self.config.sampling
+        if (count := rows_of(cond)) is not None:
+            check_noise(noise, count, "pictures")
         if x_t is None:
             if t is not None:
                 raise ValueError(f"t is {t}, but there is no x_t that lives there: give both, or neither for pure noise")
             x_t = noise.at("x_T").normal((3, self.config.image_size, self.config.image_size))
-        noise.check(len(x_t), "pictures")
+        check_noise(noise, len(x_t), "pictures")
         denoise = self.denoise(cond, len(x_t), sampling, negative)
         denoise = denoise if wrap is None else wrap(denoise)
         x = x_t.to(self.device, torch.float32)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from unclip.checkpoint import Part
+from unclip.checks import check_int
 from unclip.config import Config
 from unclip.nn.transformer import Cache
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.trees import tree_map
-from unclip.types import Losses, Text, joined
+from unclip.types import Losses, Text, check_text, joined
 
 from .ar_network import ARNetwork, ARNetworkConfig
 from .network import Prompt
@@ -92,7 +93,8 @@ class ARPrior(Part[ARPriorConfig]):
 
         Terms, in nats but for the accuracy: the dot product's symbol, the first 8 components, how many symbols were right.
         """
-        noise.check(len(image_embed), "embeddings")
+        check_noise(noise, len(image_embed), "embeddings")
+        check_noise(noise, len(check_text(text).strings), "captions")
         drop = noise.at("drop").uniform() < self.config.text_drop
         prompt = self._prompt(text, drop)
         symbols = self.symbols(image_embed, text.z_t)
@@ -136,10 +138,8 @@ class ARPrior(Part[ARPriorConfig]):
         symbol with its number, how many there will be, and those drawn so far (b * n, number).
         """
         settings = self._settings(sampling)
-        if len(noise) != len(text.mask) or n < 1:
-            raise ValueError(
-                f"{len(text.mask)} captions need as many noise streams and n of at least 1; got {len(noise)} and {n}"
-            )
+        check_noise(noise, len(check_text(text).strings), "captions")
+        n = check_int("n", n, 1, "how many embeddings for each caption")
         numbers = noise.repeat(n).at("symbols").uniform((self.length,)).to(self.device)
         share = settings.percentile / 100
         numbers[:, 0] = share + (1 - share) * numbers[:, 0]

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from unclip.checkpoint import Part
 from unclip.config import Config
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
-from unclip.types import Losses, Text
+from unclip.types import Losses, Text, check_text
 
 from .linear_prior import repeated
 from .network import PriorNetwork, PriorNetworkConfig
@@ -72,7 +72,8 @@ class ContrastivePrior(Part[ContrastivePriorConfig]):
 
         The contrastive term couples the samples of a process's batch: each is a negative of the others.
         """
-        noise.check(len(image_embed), "embeddings")
+        check_noise(noise, len(image_embed), "embeddings")
+        check_noise(noise, len(check_text(text).strings), "captions")
         x0 = self.scaling.scale(image_embed)
         dropped = noise.at("drop").uniform() < self.config.text_drop
         made = self._predict(text, dropped)

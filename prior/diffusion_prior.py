@@ -10,16 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.checkpoint import Part
+from unclip.checks import check_int
 from unclip.config import Config
 from unclip.diffusion.denoiser import Denoiser, Weighting
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import ScheduleConfig, spaced
 from unclip.diffusion.variance import Analytic
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.trees import tree_map
-from unclip.types import Denoise, Losses, Text, Wrap, joined
+from unclip.types import Denoise, Losses, Text, Wrap, check_text, joined
 
 from .network import PriorNetwork, PriorNetworkConfig, Prompt
 from .scaling import Scaling, ScalingKind
@@ -69,7 +70,8 @@ class DiffusionPrior(Part[PriorConfig]):
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses:
         """|| f(x_t, t, y) - x0 ||^2 / d per sample; a caption is dropped in 10 % of them."""
         self._check(image_embed)
-        noise.check(len(image_embed), "embeddings")
+        check_noise(noise, len(image_embed), "embeddings")
+        check_noise(noise, len(check_text(text).strings), "captions")
         x0 = self.scaling.scale(image_embed)
         drop = noise.at("drop").uniform() < self.config.text_drop
         t = noise.at("t").integers(1, self.schedule.T + 1)
@@ -94,10 +96,8 @@ class DiffusionPrior(Part[PriorConfig]):
         """
         sampling = sampling or self.config.sampling
         _check_sampling(sampling)
-        if len(noise) != len(text.mask) or n < 1:
-            raise ValueError(
-                f"{len(text.mask)} captions need as many noise streams and n of at least 1; got {len(noise)} and {n}"
-            )
+        check_noise(noise, len(check_text(text).strings), "captions")
+        n = check_int("n", n, 1, "how many embeddings for each caption")
         variance = self._analytic(sampling) if sampling.variance == "analytic" and sampling.sampler == "ddpm" else None
         streams = noise.repeat(n)
         x = streams.at("x_T").normal((self.embed_dim,)).to(self.device)
@@ -171,10 +171,8 @@ class DiffusionPrior(Part[PriorConfig]):
         sigma^2 / alpha^2 (1 - Gamma): unlike Gamma it survives low precision.  `timesteps`: as in `Sampling.steps`.
         """
         self._check(image_embeds)
-        if not len(image_embeds) == len(text.mask) == len(noise):
-            raise ValueError(
-                f"{len(image_embeds)} embeddings, {len(text.mask)} captions, {len(noise)} noise streams: must be equal"
-            )
+        check_noise(noise, len(image_embeds), "embeddings")
+        check_noise(noise, len(check_text(text).strings), "captions")
         x0 = self.scaling.scale(image_embeds)
         visited = [t for t in spaced(self.schedule.T, timesteps) if t > 0]
         excess = dict.fromkeys(visited, 0.0)  # sum of eps_theta^2 - eps^2

@@ -260,9 +260,8 @@ def test_conditions_it_was_not_built_for_are_refused_by_name():
 
 def test_embeddings_of_another_clip_are_refused():
     model, noise = build(text="tokens"), Noise.of(0, range(3))
-    for shape in ((3, EMBED + 1), (2, EMBED)):
-        with pytest.raises(ValueError, match=rf"shape \(3, {EMBED}\), got \({shape[0]}, {shape[1]}\)"):
-            model.sample(Cond(torch.ones(shape)), noise=noise)
+    with pytest.raises(ValueError, match=rf"shape \(3, {EMBED}\), got \(3, {EMBED + 1}\): were they made by another CLIP"):
+        model.sample(Cond(torch.ones(3, EMBED + 1)), noise=noise)
     with pytest.raises(ValueError, match="3 pictures but 2 captions"):
         model.sample(Cond(embeds(3), texts((3, 6))), noise=noise)
 
@@ -285,8 +284,19 @@ def test_one_noise_stream_for_each_picture():
     model, one = build(text="tokens"), Noise.of(0)
     with pytest.raises(ValueError, match=r"3 pictures need a noise stream each, got 1: Noise.of\(seed, range\(3\)\)"):
         model.sample(Cond(embeds(3)), noise=one, x_t=torch.zeros(3, 3, 8, 8))
+    for few in (Cond(embeds(3)), Cond(text=texts((2, 3, 4))), Cond(embeds(3), texts((2, 3, 4)))):  # nothing is wrong with their CLIP
+        with pytest.raises(ValueError, match="3 pictures need a noise stream each, got 1"):
+            model.sample(few, noise=one)
+    with pytest.raises(ValueError, match="2 image embeddings: give one embedding for each picture"):
+        model.sample(Cond(embeds(2), texts((2, 3, 4))), noise=Noise.of(0, range(3)))
     with pytest.raises(ValueError, match="3 pictures need a noise stream each, got 1"):
         model.loss(torch.zeros(3, 3, 8, 8), Cond(embeds(3)), noise=one)
+
+
+def test_pictures_that_are_not_in_range_are_not_trained_on():
+    model, noise = build(), Noise.of(0, range(2))
+    with pytest.raises(ValueError, match=r"in \[-1, 1\], given values from 200"):
+        model.loss(torch.full((2, 3, 8, 8), 200.0), Cond(embeds(2)), noise=noise)
 
 
 @pytest.mark.parametrize(

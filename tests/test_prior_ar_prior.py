@@ -457,9 +457,9 @@ def test_what_cannot_be_done_is_refused():
     prior, text, noise = make(), make_text(3), Noise.of(0, range(3))
     with pytest.raises(ValueError, match="another CLIP"):
         prior.loss(torch.randn(3, 7), text, noise=noise)
-    with pytest.raises(ValueError, match="noise streams"):
+    with pytest.raises(ValueError, match="3 captions need a noise stream each, got 2"):
         prior.sample(text, noise=noise[:2])
-    with pytest.raises(ValueError, match="n of at least 1"):
+    with pytest.raises(ValueError, match="n is 0; it must be a whole number of at least 1"):
         prior.sample(text, noise=noise, n=0)
     with pytest.raises(ValueError, match="as many of their captions"):
         prior.fit(embeds(20), make_text(19).embed)

@@ -260,7 +260,7 @@ def test_bad_input_is_refused():
     prior, text = make(), make_text(2)
     with pytest.raises(ValueError, match="another CLIP"):
         prior.loss(torch.randn(2, 9), text, noise=Noise.of(0, range(2)))
-    with pytest.raises(ValueError, match="noise streams"):
+    with pytest.raises(ValueError, match="2 captions need a noise stream each, got 3"):
         prior.sample(text, noise=Noise.of(0, range(3)))
-    with pytest.raises(ValueError, match="must be equal"):
+    with pytest.raises(ValueError, match="3 embeddings need a noise stream each, got 2"):
         prior.measure_variance(torch.randn(3, 8), text, 5, Noise.of(0, range(2)))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from unclip.checks import check_int, device_of, dtype_of
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Inversion, Sampling
 from unclip.training.task import Task, require
 from unclip.trees import move, tree_map
-from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, keep_contract
+from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, keep_contract, rows_of
 
 
 def text(*strings: str) -> Text:
@@ -194,6 +194,21 @@ def test_types_and_devices_by_their_names() -> None:
     for other in ("gpu", "cuda:77", "meta", None):
         with pytest.raises(ValueError, match="device .* cannot be used here: "):
             device_of(other)
+
+
+def test_what_is_no_condition_no_text_and_no_noise_is_told_what_to_be() -> None:
+    assert rows_of(Cond()) is None
+    assert rows_of(Cond(torch.zeros(3, 2))) == rows_of(Cond(text=Text.of(["a", "b", "c"]))) == rows_of(Cond(label=torch.arange(3))) == 3
+    for wrong, message in (
+        (torch.zeros(3, 2), "the conditions came as Tensor; a Cond is expected"),
+        (None, "the conditions came as NoneType"),
+        (Cond(text=["a"]), r"captions came as list; a Text is expected: clip.encode_text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows_of(wrong)
+    for wrong in (5, None, torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"a stream for each picture is expected: Noise.of\(seed, range\(2\)\)"):
+            check_noise(wrong, 2, "pictures")
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:

@@ -18,7 +18,7 @@ from unclip.nn.text import Caption, TextEncoder
 
 from .config import Config
 from .randomness import Noise
-from .types import Cond
+from .types import Cond, rows_of
 
 Drops = Mapping[str, Bool[Tensor, " b"]]  # field of Cond -> True where the condition becomes its null
 
@@ -168,16 +168,20 @@ class ConditionEncoder(nn.Module):
     def check(self, cond: Cond, count: int) -> None:
         """ValueError for a condition that the network was not built for, or of another shape."""
         takes = self.config.takes
+        rows_of(cond)
         for name in cond._fields:
             if getattr(cond, name) is not None and name not in takes:
                 told = f"it takes {', '.join(takes)}" if takes else "it takes none"
                 raise ValueError(f"this {self.what} was not built for the condition {name!r}; {told}")
         wanted, embed = self.config.image_embed, cond.image_embed
-        if embed is not None and wanted is not None and embed.shape != (count, wanted.embed_dim):
-            raise ValueError(
-                f"the {self.what} expects image embeddings of shape ({count}, {wanted.embed_dim}), got {tuple(embed.shape)}: "
-                "were they made by another CLIP?"
-            )
+        if embed is not None and wanted is not None:
+            if embed.ndim != 2 or embed.shape[1] != wanted.embed_dim:
+                raise ValueError(
+                    f"the {self.what} expects image embeddings of shape ({count}, {wanted.embed_dim}), got {tuple(embed.shape)}: "
+                    "were they made by another CLIP?"
+                )
+            if len(embed) != count:
+                raise ValueError(f"{count} pictures but {len(embed)} image embeddings: give one embedding for each picture")
 
 
 class ImageEmbeddingCondition(nn.Module):

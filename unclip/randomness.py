@@ -35,11 +35,6 @@ class Noise:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def check(self, count: int, what: str) -> None:
-        """ValueError unless there is one stream for each of `count` rows: one stream would be given to all of them."""
-        if len(self) != count:
-            raise ValueError(f"{count} {what} need a noise stream each, got {len(self)}: Noise.of(seed, range({count}))")
-
     def __getitem__(self, rows: slice) -> Noise:
         """Fresh streams for some of the rows."""
         if not isinstance(rows, slice):  # a number would name one path, and a path is a sequence too
@@ -70,6 +65,15 @@ class Noise:
         if self._streams is None:
             self._streams = [_generator(path) for path in self.paths]
         return torch.from_numpy(np.stack([np.asarray(draw(g), dtype) for g in self._streams]))
+
+
+def check_noise(noise: Any, count: int, what: str) -> None:
+    """ValueError unless there is one stream for each of `count` rows: one stream would be given to all of them."""
+    if not isinstance(noise, Noise):
+        told = f"noise is {noise!r}; a stream for each picture is expected"
+        raise ValueError(f"{told}: Noise.of(seed, range({count})), from unclip import Noise")
+    if len(noise) != count:
+        raise ValueError(f"{count} {what} need a noise stream each, got {len(noise)}: Noise.of(seed, range({count}))")
 
 
 def _generator(path: str) -> np.random.Generator:

@@ -79,6 +79,23 @@ class Cond(NamedTuple):
     known: tuple[Float[Tensor, "b 3 h w"], Bool[Tensor, "b 1 h w"]] | None = None  # (images, keep), keep True = pixel is kept
 
 
+def check_text(text: Any) -> Text:
+    """Captions as encoders give them; ValueError for anything else."""
+    if not isinstance(text, Text):
+        told = f"captions came as {type(text).__name__}; a Text is expected"
+        raise ValueError(f"{told}: clip.encode_text([...]), or Text.of([...]) for a part that reads the strings itself")
+    return text
+
+
+def rows_of(cond: Any) -> int | None:
+    """For how many pictures the conditions are; None where that differs, or there are none.  ValueError: no conditions."""
+    if not isinstance(cond, Cond):
+        raise ValueError(f"the conditions came as {type(cond).__name__}; a Cond is expected, as Cond(image_embed=..., text=...)")
+    counts = {len(x) for x in (cond.image_embed, cond.label) if x is not None}
+    counts |= set() if cond.text is None else {len(check_text(cond.text).strings)}
+    return counts.pop() if len(counts) == 1 else None
+
+
 class Prediction(NamedTuple):
     """What a denoiser says at (x_t, t), in float32: x_t = alpha_t x0 + sigma_t eps."""
 

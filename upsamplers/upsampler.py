@@ -9,12 +9,12 @@ from torch import Tensor
 from unclip.checkpoint import Part
 from unclip.clip.tokenizer import tokenized
 from unclip.conditions import Drops
-from unclip.data.pictures import check_range
+from unclip.data.pictures import check_images
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import spaced
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.types import Cond, Losses, Wrap
 
@@ -120,7 +120,5 @@ class Upsampler(Part[UpsamplerConfig]):
 
 
 def _check_images(images: Tensor, noise: Noise, name: str) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape:
-        raise ValueError(f"{name} must be float (b, 3, h, w) in [-1, 1]; got {images.dtype} {tuple(images.shape)}")
-    check_range(images)
-    noise.check(len(images), "pictures")
+    check_images(images, name)
+    check_noise(noise, len(images), "pictures")

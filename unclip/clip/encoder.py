@@ -93,7 +93,7 @@ class CLIP(Part[CLIPConfig]):
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Token ids and mask (b l), on the CPU."""
-        if isinstance(captions, str) or not all(isinstance(c, str) for c in captions):
+        if isinstance(captions, str) or not isinstance(captions, Sequence) or not all(isinstance(c, str) for c in captions):
             raise ValueError(f"expected a list of captions, given {captions!r}")
         if not captions:
             raise ValueError("no captions were given; give at least one (it may be empty)")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unclip.nn.text import Caption
-from unclip.types import Cond
+from unclip.types import Cond, rows_of
 
 PAD, UNKNOWN = 0, 1  # the first two rows of a compact vocabulary
 
@@ -83,6 +83,7 @@ def _clip_tokenizer(context_length: int) -> BytePairTokenizer:
 
 def tokenized(cond: Cond, caption: Caption | None) -> Cond:
     """The condition with tokens of the strings themselves, for a network that has a tokenizer of its own."""
+    rows_of(cond)  # refuses what is none
     if caption is None or caption.tokenizer == "given" or cond.text is None:
         return cond
     ids, mask = _clip_tokenizer(caption.context)(cond.text.strings)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.types import Batch, Text
 
 from .embeddings import TEXT_TENSORS
@@ -54,7 +54,7 @@ class Mix:
         if wrong := [i for i in indices if not -n <= i < n]:
             raise ValueError(f"there is no sample {wrong[0]} among {n}")
         if noise is not None:
-            noise.check(len(indices), "samples")
+            check_noise(noise, len(indices), "samples")
         if not indices:
             return self.parts[0].batch([])
         rows = np.asarray(indices) % n

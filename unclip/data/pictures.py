@@ -203,6 +203,13 @@ def check_range(images: Tensor) -> None:
         _refuse_range(*images.detach().aminmax())
 
 
+def check_images(images: Tensor, name: str = "images") -> None:
+    """ValueError for what are no pictures (b, 3, h, w) in [-1, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape:
+        raise ValueError(f"{name} must be float (b, 3, h, w) in [-1, 1]; got {images.dtype} {tuple(images.shape)}")
+    check_range(images)
+
+
 def _refuse_range(low: Tensor, high: Tensor) -> None:
     if low < -1 - 2 * SLACK or high > 1 + 2 * SLACK:
         raise ValueError(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.types import Batch
 
 from .pictures import decode_picture
@@ -102,7 +102,7 @@ class Reader:
     def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
         """The samples `indices`; a broken one is replaced, key and caption too.  noise None = the first caption."""
         if noise is not None:
-            noise.check(len(indices), "samples")
+            check_noise(noise, len(indices), "samples")
         found = [self._read(i) for i in indices]
         images = None
         if self.size is not None:
@@ -182,7 +182,7 @@ class Embedded:
     def batch(self, indices: Sequence[int], noise: Noise | None = None) -> Batch:
         """The embeddings `indices`; of several captions the noise chooses one."""
         if noise is not None:
-            noise.check(len(indices), "samples")
+            check_noise(noise, len(indices), "samples")
         return self.embeddings.join(Batch(keys=[self.keys[i] for i in indices]), noise)
 
 

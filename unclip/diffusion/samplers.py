@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unclip.randomness import Noise
+from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.types import Denoise, Prediction
 
@@ -149,7 +149,7 @@ def _batch(t: int, x: Tensor) -> Tensor:
 
 
 def _normal(noise: Noise, x: Tensor) -> Tensor:
-    noise.check(len(x), "rows")
+    check_noise(noise, len(x), "rows")
     return noise.normal(x.shape[1:]).to(x.device, x.dtype)
 
 

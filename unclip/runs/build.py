@@ -113,7 +113,7 @@ def size_of(kind: type[Task], config: Config, spec: DataSpec, clip: CLIP | None)
 
 
 def _refuse_widths(read: Widths | None, given: Widths, component: type, training: Training) -> None:
-    """Before anything is embedded: ValueError where a component of this config reads the answers of another CLIP than this one."""
+    """Before anything is embedded: ValueError where a component reads the answers of another CLIP than this one."""
     if read is None:
         return
     wrong = []
