@@ -106,6 +106,19 @@ def test_every_stage_from_pictures_to_a_pipeline() -> None:
     assert told.exit_code == 2 and "another CLIP" in told.output + told.stderr
 
 
+def test_another_training_in_a_begun_folder_is_refused_with_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = file("begun", "prior")
+    call("train", name, "train.steps=2", "--run", "runs/begun")
+    monkeypatch.setattr(sys.modules["unclip.runs.train"], "build", None)  # before anything is read
+    told = call("train", name, "train.lr=0.5", "train.log_every=3", "clip=other", "--run", "runs/begun", code=2)
+    assert 'model" -> "other"; train.lr: 0.001 -> 0.5. Put that back, or choose another folder' in told
+    assert "with --run" in told and "--start runs/begun trains its weights on" in told and "load_ema" not in told
+    told = call("train", name, "train.lr=0.5", "--run", "runs/begun", code=2)
+    assert "Changed since: train.lr: 0.001 -> 0.5. Put" in told and "only places" not in told
+    told = call("train", name, "train.steps=1", "--run", "runs/begun", code=2)
+    assert "has done 2 steps already, more than the 1 asked for" in told
+
+
 def test_the_same_command_goes_on() -> None:
     name = file("going", "prior")
     call("train", name, "train.steps=1", "train.decay=constant", "--run", "runs/halves")

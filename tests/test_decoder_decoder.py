@@ -284,11 +284,12 @@ def test_one_noise_stream_for_each_picture():
     model, one = build(text="tokens"), Noise.of(0)
     with pytest.raises(ValueError, match=r"3 pictures need a noise stream each, got 1: Noise.of\(seed, range\(3\)\)"):
         model.sample(Cond(embeds(3)), noise=one, x_t=torch.zeros(3, 3, 8, 8))
-    for few in (Cond(embeds(3)), Cond(text=texts((2, 3, 4))), Cond(embeds(3), texts((2, 3, 4)))):  # nothing is wrong with their CLIP
+    text = texts((2, 3, 4))
+    for few in (Cond(embeds(3)), Cond(text=text), Cond(embeds(3), text)):  # nothing is wrong with their CLIP
         with pytest.raises(ValueError, match="3 pictures need a noise stream each, got 1"):
             model.sample(few, noise=one)
     with pytest.raises(ValueError, match="2 image embeddings: give one embedding for each picture"):
-        model.sample(Cond(embeds(2), texts((2, 3, 4))), noise=Noise.of(0, range(3)))
+        model.sample(Cond(embeds(2), text), noise=Noise.of(0, range(3)))
     with pytest.raises(ValueError, match="3 pictures need a noise stream each, got 1"):
         model.loss(torch.zeros(3, 3, 8, 8), Cond(embeds(3)), noise=one)
 

@@ -12,7 +12,6 @@ import typer
 from .common import Errors
 
 if TYPE_CHECKING:
-    from unclip.checkpoint import Part
     from unclip.runs import Training
 
 
@@ -87,9 +86,14 @@ def train(
 
 def assemble(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    clip: Annotated[str, typer.Option(help='A model, a folder, a run, or "open_clip:NAME:TAG".')],
-    prior: Annotated[str, typer.Option(help="A run, a part's folder, or a model; of a model another part as MODEL:PART.")],
-    decoder: Annotated[str, typer.Option(help="The same.")],
+    decoder: Annotated[str, typer.Option(help="A run, a part's folder, or a model; of a model another part as MODEL:PART.")],
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help='A model, a folder, a run, or "open_clip:NAME:TAG"; left out for a decoder of captions or labels alone.'
+        ),
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="As --decoder; without one the pipeline edits pictures only.")] = None,
     upsampler: Annotated[list[str] | None, typer.Option(help="The same; several in the order of use.")] = None,
     ar_prior: Annotated[str | None, typer.Option(help="A second prior, for `generate --prior ar`.")] = None,
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
@@ -99,29 +103,47 @@ def assemble(
     with Errors():
         from prior import ARPrior
         from unclip.checks import dtype_of
+        from unclip.pipelines.cascade import Cascade
         from unclip.pipelines.unclip import UnCLIP
         from unclip.runs import open_clip, open_component
+        from unclip.types import Decoder, Prior, Upsampler
 
         kind = dtype_of(dtype)
-        parts: dict[str, Part[Any]] = {"prior": open_component(prior, "prior"), "decoder": open_component(decoder, "decoder")}
-        uppers = [open_component(source, "upsampler") for source in upsampler or []]
+        if clip is None and (prior or ar_prior):
+            raise ValueError("--prior draws the embeddings of a CLIP: name that too, with --clip")
+        first = None if prior is None else _part("prior", prior, Prior, "a prior (a DiffusionPrior, ARPrior or ContrastivePrior)")
+        drawing = _part("decoder", decoder, Decoder, "a Decoder")
+        uppers = [_part("upsampler", source, Upsampler, "an Upsampler") for source in upsampler or []]
         second = open_component(ar_prior, "ar_prior") if ar_prior else None
         if second is not None and not isinstance(second, ARPrior):
             raise ValueError(f"--ar-prior {ar_prior} is a {type(second).__name__}, not an ARPrior")
+        if clip is None and "image_embed" in drawing.takes:
+            told = f"--decoder {decoder} draws pictures for the image embeddings of a CLIP"
+            raise ValueError(f"{told}: name that with --clip, and with --prior what draws them for captions")
         given = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
         sources = {stage: source for stage, source in given.items() if source} | {
             f"upsampler {i + 1}": source for i, source in enumerate(upsampler or [])
         }
-        pipe = UnCLIP(
-            open_clip(clip),
-            parts["prior"],  # type: ignore[arg-type]
-            parts["decoder"],  # type: ignore[arg-type]
-            uppers,  # type: ignore[arg-type]
-            name=name or folder.name,
-            provenance={"parts": {stage: _story(source) for stage, source in sources.items()}},
-        )
-        pipe.save_pretrained(folder, kind, ar_prior=second)
+        about: dict[str, Any] = {"name": name or folder.name}
+        about["provenance"] = {"parts": {stage: _story(source) for stage, source in sources.items()}}
+        if clip is None:
+            Cascade(drawing, uppers, **about).save_pretrained(folder, kind)
+        else:
+            UnCLIP(open_clip(clip), first, drawing, uppers, **about).save_pretrained(folder, kind, ar_prior=second)
         typer.echo(folder)
+
+
+def _part(option: str, source: str, contract: type, expected: str) -> Any:
+    """A component; ValueError where it is of another kind than the option's."""
+    from unclip.runs import open_component
+    from unclip.types import keep_contract
+
+    part = open_component(source, option)
+    try:
+        keep_contract(part, contract)
+    except ValueError:
+        raise ValueError(f"--{option} {source} is a {type(part).__name__}, and {expected} is expected here") from None
+    return part
 
 
 def _train(training: Training, folder: Path) -> None:

@@ -16,7 +16,7 @@ from unclip.files import write_files
 from .components import MODEL, RECORD
 from .training import Training
 
-COMPARED = ("model", "start", "clip", "task", "data")  # the loop itself compares `train`; validation may change
+COMPARED = ("model", "start", "clip", "task", "data")  # and of `train` what changes a step; validation may be another
 
 
 def write(training: Training, run: Path) -> None:
@@ -39,19 +39,26 @@ def refuse_other(training: Training, run: Path) -> None:
     except ValueError as error:
         told = f"{run} holds a run of another version of unclip, which cannot go on here"
         raise ValueError(f"{told} ({error}): let that version finish it, or choose another folder with --run") from None
+    done = max(int(state.name.removeprefix("step-")) for state in _states(run))
+    if done > training.train.steps:
+        raise ValueError(f"the run in {run} has done {done} steps already, more than the {training.train.steps} asked for")
     then, now = _flat(begun), _flat(training)
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if names:
-        changes = "; ".join(f"{name}: {_short(then, name)} -> {_short(now, name)}" for name in names)
-        raise ValueError(
-            f"{run} holds another run. Changed since: {changes}. Put that back, or choose another folder with --run"
-            f" (if only places have changed, with the same in them, remove {run / RECORD})"
-        )
+    changes = [f"{name}: {_short(then, name)} -> {_short(now, name)}" for name in names]
+    changes += [f"train.{change}" for change in begun.train.differences(training.train)]
+    if changes:
+        told = f"{run} holds another run. Changed since: {'; '.join(changes)}. Put that back, or choose another folder with --run"
+        places = f", or, if only places have changed, with the same in them, remove {run / RECORD}" if names else ""
+        raise ValueError(f"{told}{places}. (--start {run} trains its weights on)")
 
 
 def _begun(run: Path) -> bool:
     """Whether there is a state to go on from: of a training run that ended before the first one nothing is left."""
-    return any((run / "state").glob("step-*"))
+    return bool(_states(run))
+
+
+def _states(run: Path) -> list[Path]:
+    return [state for state in (run / "state").glob("step-*") if state.name.removeprefix("step-").isdecimal()]
 
 
 def _flat(training: Training) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Run:
         if changes:
             raise ValueError(
                 f"{run_dir} holds another run, stopped after step {state.step}. Changed since: {'; '.join(changes)}. "
-                "Put that back, or choose a new run folder (its init can be load_ema of this one)"
+                "Put that back, or choose another folder for the new run"
             )
         if state.step > self.config.steps:
             raise ValueError(
