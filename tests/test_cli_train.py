@@ -110,8 +110,8 @@ def test_another_training_in_a_begun_folder_is_refused_with_what_has_changed(mon
     name = file("begun", "prior")
     call("train", name, "train.steps=2", "--run", "runs/begun")
     monkeypatch.setattr(sys.modules["unclip.runs.train"], "build", None)  # before anything is read
-    told = call("train", name, "train.lr=0.5", "train.log_every=3", "clip=other", "--run", "runs/begun", code=2)
-    assert 'model" -> "other"; train.lr: 0.001 -> 0.5. Put that back, or choose another folder' in told
+    told = call("train", name, "train.lr=0.5", "train.log_every=3", "clip=elsewhere", "--run", "runs/begun", code=2)
+    assert 'model" -> "elsewhere"; train.lr: 0.001 -> 0.5. Put that back, or choose another folder' in told
     assert "with --run" in told and "--start runs/begun trains its weights on" in told and "load_ema" not in told
     told = call("train", name, "train.lr=0.5", "--run", "runs/begun", code=2)
     assert "Changed since: train.lr: 0.001 -> 0.5. Put" in told and "only places" not in told
