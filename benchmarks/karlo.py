@@ -175,7 +175,7 @@ def diffusers_text(size: Size, dtype: torch.dtype) -> Step:
 
 
 def our_part(stage: str, size: Size, dtype: torch.dtype) -> Any:
-    """A part as unclip.convert makes it, but for its weights."""
+    """A component as unclip.convert makes it, but for its weights."""
     from prior import DiffusionPrior
     from unclip.convert import karlo
     from unclip.nn.transformer import TransformerConfig

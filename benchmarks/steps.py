@@ -1,4 +1,4 @@
-"""How few steps are enough on trained parts, and which guidance: `python -m benchmarks.steps`.
+"""How few steps are enough on trained components, and which guidance: `python -m benchmarks.steps`.
 
 Deterministic samplers by their RMS distance to a 1,000-step DDIM solution from the same noise; stochastic ones and guidance,
 which have no such solution, by what the pictures of the whole chain are worth: nearest neighbour in RGB among all emoji, KID and

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip.tokenizer import tokenized
 from unclip.conditions import Drops
-from unclip.data.pictures import check_images
+from unclip.data.images import check_images
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import ddim_invert, run
@@ -22,7 +22,7 @@ from .config import DecoderConfig
 from .network import DecoderNetwork, Encoded
 
 
-class Decoder(Part[DecoderConfig]):
+class Decoder(Component[DecoderConfig]):
     """ADM with a label, GLIDE with a caption; unCLIP adds the embedding as four context tokens and to the timestep's (2.1)."""
 
     config_class = DecoderConfig

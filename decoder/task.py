@@ -112,12 +112,12 @@ class DecoderTask(Task):
 
     def _cond(self, batch: Batch) -> Cond:
         takes, caption = self.model.takes, self.model.config.conditions.text
-        given = Cond(batch.image_embed, batch.text, batch.labels)
-        if caption is not None and caption.tokenizer != "given" and given.text is None:
+        cond = Cond(batch.image_embed, batch.text, batch.labels)
+        if caption is not None and caption.tokenizer != "given" and cond.text is None:
             require(batch, ["captions"], "DecoderTask")
-            given = given._replace(text=Text.of(batch.captions or []))
+            cond = cond._replace(text=Text.of(batch.captions or []))
         taught = [name for name in ("image_embed", "text") if name in takes]
-        lacks = [name for name in taught if getattr(given, name) is None]
+        lacks = [name for name in taught if getattr(cond, name) is None]
         (clip,) = self._clip
         if lacks and clip is None:
             require(batch, taught, "DecoderTask without a CLIP")
@@ -126,12 +126,12 @@ class DecoderTask(Task):
             assert batch.images is not None
             with torch.no_grad():
                 if "image_embed" in lacks:
-                    given = given._replace(image_embed=clip.encode_image(batch.images))
+                    cond = cond._replace(image_embed=clip.encode_image(batch.images))
                 if "text" in lacks:
-                    given = given._replace(text=clip.encode_text(batch.captions or []))
+                    cond = cond._replace(text=clip.encode_text(batch.captions or []))
         if "label" in takes:
             require(batch, ["labels"], "DecoderTask")
-        return Cond(**{name: getattr(given, name) for name in takes})
+        return Cond(**{name: getattr(cond, name) for name in takes})
 
 
 def _rms(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

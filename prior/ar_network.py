@@ -104,15 +104,15 @@ class ARNetwork(nn.Module):
 
     def prompt(self, text: Text, drop: Bool[Tensor, " b"] | None = None) -> Prompt:
         """Embed captions; blank ones, and those where `drop` is True, become the null."""
-        given = self.reader(text, len(text.strings), self.null_text, drop)
-        assert given.embed is not None
-        length = used(given.mask.any(0))
-        raw, mask = given.raw[:, :length], given.mask[:, :length]
+        inputs = self.reader(text, len(text.strings), self.null_text, drop)
+        assert inputs.embed is not None
+        length = used(inputs.mask.any(0))
+        raw, mask = inputs.raw[:, :length], inputs.mask[:, :length]
         if self.config.text == "tokens":
             # Bidirectional: a caption is given as a whole.  (The paper does not say.)
             raw, _ = self.text_transformer(self.text_tokens(raw) + self.text_positions[:length], mask)  # (b, length, inner)
-        states, pooled, absent = self.text(raw), self.text_embed(given.embed)[:, None], self.null(length)
-        null = given.null[:, None]
+        states, pooled, absent = self.text(raw), self.text_embed(inputs.embed)[:, None], self.null(length)
+        null = inputs.null[:, None]
         return Prompt(
             torch.where(null[..., None], absent.text.to(states.dtype), states),
             torch.where(null[..., None], absent.embed.to(pooled.dtype), pooled),

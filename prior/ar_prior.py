@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.checks import check_int
 from unclip.config import Config
 from unclip.nn.transformer import Cache
@@ -71,7 +71,7 @@ class ARPriorConfig(Config, frozen=True, kw_only=True):
         return self.replace(quantizer=self.quantizer.replace(dims=dims))
 
 
-class ARPrior(Part[ARPriorConfig]):
+class ARPrior(Component[ARPriorConfig]):
     """Predicts an embedding's symbols one after the other, with cross-entropy."""
 
     config_class = ARPriorConfig
@@ -151,8 +151,8 @@ class ARPrior(Part[ARPriorConfig]):
         while True:
             logits = logits[:, -1].float()
             if guided:
-                given, null = logits.chunk(2)
-                logits = null + settings.guidance * (given - null)
+                conditional, null = logits.chunk(2)
+                logits = null + settings.guidance * (conditional - null)
             symbols.append(draw(logits, numbers[:, len(symbols)], settings.temperature, settings.top_p))
             if on_step is not None:
                 on_step(len(symbols), self.length, torch.stack(symbols, dim=1))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.config import Config
 from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
@@ -41,7 +41,7 @@ class ContrastivePriorConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"the null of a contrastive prior is learned, not {self.network.null!r}")
 
 
-class ContrastivePrior(Part[ContrastivePriorConfig]):
+class ContrastivePrior(Component[ContrastivePriorConfig]):
     """|| f(y) - z_i ||^2 + contrast * cross-entropy of picking the own caption's z_t among the batch's."""
 
     config_class = ContrastivePriorConfig

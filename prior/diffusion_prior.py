@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.checks import check_int
 from unclip.config import Config
 from unclip.diffusion.denoiser import Denoiser, Weighting
@@ -45,7 +45,7 @@ class PriorConfig(Config, frozen=True, kw_only=True):
         _check_sampling(self.sampling)
 
 
-class DiffusionPrior(Part[PriorConfig]):
+class DiffusionPrior(Component[PriorConfig]):
     """Predicts the clean embedding from the noised one, with a squared error."""
 
     config_class = PriorConfig

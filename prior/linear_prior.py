@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
@@ -24,7 +24,7 @@ class LinearPriorConfig(Config, frozen=True, kw_only=True):
     embed_dim: int
 
 
-class LinearPrior(Part[LinearPriorConfig]):
+class LinearPrior(Component[LinearPriorConfig]):
     """The direction of  W (z_t - mean) + b  at the data's mean norm, always the same.  Fitted in closed form, not trained."""
 
     config_class = LinearPriorConfig

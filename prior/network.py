@@ -86,14 +86,14 @@ class PriorNetwork(nn.Module):
 
     def prompt(self, text: Text, drop: Bool[Tensor, " b"] | None = None) -> Prompt:
         """Embed captions; blank ones, and those where `drop` is True, become the null."""
-        given = self.reader(text, len(text.strings), self.positions, drop)
+        inputs = self.reader(text, len(text.strings), self.positions, drop)
         null_length = 1 if self.config.null == "learned" else used(self.reader.empty_mask)
-        length = max(null_length, used(given.mask.any(0)))
-        said, absent, null = self._embed(given, length), self.null(length), given.null[:, None]
+        length = max(null_length, used(inputs.mask.any(0)))
+        embedded, absent, null = self._embed(inputs, length), self.null(length), inputs.null[:, None]
         return Prompt(
-            torch.where(null[..., None], absent.text.to(said.text.dtype), said.text),
-            torch.where(null[..., None], absent.embed.to(said.embed.dtype), said.embed),
-            torch.where(null, absent.mask, said.mask),
+            torch.where(null[..., None], absent.text.to(embedded.text.dtype), embedded.text),
+            torch.where(null[..., None], absent.embed.to(embedded.embed.dtype), embedded.embed),
+            torch.where(null, absent.mask, embedded.mask),
         )
 
     def null(self, length: int) -> Prompt:
@@ -108,13 +108,13 @@ class PriorNetwork(nn.Module):
         """Store CLIP's empty caption, one row, as the null (config.null "empty")."""
         self.reader.set_null(text)
 
-    def _embed(self, given: TextInput, length: int) -> Prompt:
+    def _embed(self, inputs: TextInput, length: int) -> Prompt:
         """Captions cut or padded to `length` positions."""
-        assert given.embed is not None
-        missing = max(0, length - given.mask.shape[1])
-        text = nn.functional.pad(self.text(given.raw[:, :length]), (0, 0, 0, missing)) + self.positions[:length]  # (b, l, w)
-        embed = self.text_embed(given.embed)[:, None] + self.positions[self.config.context]  # (b, 1, w)
-        return Prompt(text, embed, nn.functional.pad(given.mask[:, :length], (0, missing)))
+        assert inputs.embed is not None
+        missing = max(0, length - inputs.mask.shape[1])
+        text = nn.functional.pad(self.text(inputs.raw[:, :length]), (0, 0, 0, missing)) + self.positions[:length]  # (b, l, w)
+        embed = self.text_embed(inputs.embed)[:, None] + self.positions[self.config.context]  # (b, 1, w)
+        return Prompt(text, embed, nn.functional.pad(inputs.mask[:, :length], (0, missing)))
 
     def encode(self, prompt: Prompt) -> Cache:
         """Keys and values of text and z_t: what every step and every candidate of a caption share."""

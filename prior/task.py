@@ -53,12 +53,12 @@ class PriorTask(Task):
             "cosine/mean": true.mean(0, keepdim=True).expand_as(true),
             "cosine/other": drawn.roll(1, dims=0),
         }
-        found = mean_losses(rows, getattr(getattr(self.model, "schedule", None), "T", None))
-        found |= {name: float(cosine_similarity(x.double(), true.double(), dim=-1).mean()) for name, x in compared.items()}
-        own, costless = retrieval(drawn, true, ids), retrieval(text, true, ids)
+        numbers = mean_losses(rows, getattr(getattr(self.model, "schedule", None), "T", None))
+        numbers |= {name: float(cosine_similarity(x.double(), true.double(), dim=-1).mean()) for name, x in compared.items()}
+        recall, costless = retrieval(drawn, true, ids), retrieval(text, true, ids)
         for k in (1, 5):
-            found |= {f"R@{k}": own[f"R@{k}"], f"R@{k}/text": costless[f"R@{k}"], f"R@{k}/chance": chance(ids, k)}
-        return found | {"norm": float((drawn.double().norm(dim=-1) / true.double().norm(dim=-1)).mean())}
+            numbers |= {f"R@{k}": recall[f"R@{k}"], f"R@{k}/text": costless[f"R@{k}"], f"R@{k}/chance": chance(ids, k)}
+        return numbers | {"norm": float((drawn.double().norm(dim=-1) / true.double().norm(dim=-1)).mean())}
 
     @classmethod
     def reads(cls, config: Config) -> tuple[str, ...]:
@@ -96,9 +96,9 @@ class PriorTask(Task):
 
     def _sampling(self) -> Sampling | None:
         """The prior's own, but for the analytic variance, which is measured after training."""
-        own = self.model.config.sampling
-        if isinstance(own, Sampling) and own.sampler == "ddpm" and own.variance == "analytic":
-            return own.replace(variance="small")
+        sampling = self.model.config.sampling
+        if isinstance(sampling, Sampling) and sampling.sampler == "ddpm" and sampling.variance == "analytic":
+            return sampling.replace(variance="small")
         return None
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Text]:

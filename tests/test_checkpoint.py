@@ -31,7 +31,7 @@ from prior import (
     QuantizerConfig,
 )
 from unclip import checkpoint
-from unclip.checkpoint import Index, Part, fingerprint, load_part, seal
+from unclip.checkpoint import Component, Index, fingerprint, load_component, seal
 from unclip.clip import CLIP
 from unclip.pipelines.unclip import UnCLIP
 from upsamplers import Upsampler
@@ -94,7 +94,7 @@ def test_a_pipeline_comes_back_as_it_was(saved: Path, copy: Path) -> None:
     assert files(saved) == sorted([*expected, "provenance.json", "unclip.json"])
     pipe, loaded = tiny.pipeline(), UnCLIP.from_pretrained(copy)
     assert (loaded.name, loaded.candidates, loaded.provenance) == ("tiny", 2, pipe.provenance)
-    assert loaded.clip_identity == pipe.clip_identity and list(loaded.parts) == list(pipe.parts)
+    assert loaded.clip_identity == pipe.clip_identity and list(loaded.components) == list(pipe.components)
     a = pipe.generate("a red heart", size=64)
     shutil.rmtree(copy)  # nothing is read later
     b = loaded.generate("a red heart", size=64)
@@ -144,7 +144,7 @@ class MyPrior(DiffusionPrior):
 def test_classes_from_outside_are_passed(tmp_path: Path) -> None:
     mine = MyPrior(tiny.prior().config).eval()
     tiny.pipeline(prior=mine).save_pretrained(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"knows no part 'MyPrior': .* classes=\{'MyPrior': ...\}"):
+    with pytest.raises(ValueError, match=r"knows no component 'MyPrior': .* classes=\{'MyPrior': ...\}"):
         UnCLIP.from_pretrained(tmp_path / "mine")
     loaded = UnCLIP.from_pretrained(tmp_path / "mine", classes={"MyPrior": MyPrior})
     assert type(loaded.prior) is MyPrior and type(MyPrior.from_pretrained(tmp_path / "mine" / "prior")) is MyPrior
@@ -197,15 +197,15 @@ def test_tensors_must_fit(copy: Path, change: Callable[[Any], Any], message: str
         (CONFIG, lambda c: c.pop("class") and None, "missing required field `class`"),
         (CONFIG, lambda c: c.update(more=1), "unknown field `more`"),
         (CONFIG, lambda c: [c], "Expected `object`"),
-        ("unclip.json", lambda i: i["parts"].update(decoder="Sampling"), "knows no part 'Sampling'"),
-        ("unclip.json", lambda i: i["parts"].update(decoder="os.system"), "knows no part 'os.system'"),
+        ("unclip.json", lambda i: i["parts"].update(decoder="Sampling"), "knows no component 'Sampling'"),
+        ("unclip.json", lambda i: i["parts"].update(decoder="os.system"), "knows no component 'os.system'"),
         ("unclip.json", lambda i: i["parts"].update(decoder="Upsampler"), "describes the class 'Decoder'; expected 'Upsampler'"),
         ("unclip.json", lambda i: i["parts"].pop("decoder") and None, "this one has no decoder"),
-        ("unclip.json", lambda i: i["parts"].update({"../x": "Decoder"}), "unknown part '../x'"),
+        ("unclip.json", lambda i: i["parts"].update({"../x": "Decoder"}), "unknown component '../x'"),
         (
             "unclip.json",
             lambda i: i["parts"].update(upsampler_99="Upsampler"),
-            "upsampler_99 holds no part: config.json is missing",
+            "upsampler_99 holds no component: config.json is missing",
         ),
         ("unclip.json", lambda i: i.update(candidates=0), "at least one embedding"),
         ("unclip.json", lambda i: i.pop("clip_identity") and None, "clip_identity"),
@@ -244,7 +244,7 @@ def test_files_that_are_damaged_or_missing(copy: Path) -> None:
             check(name)
         (copy / name).write_text(text)
     shutil.rmtree(copy / "prior")
-    check("prior holds no part: config.json is missing")
+    check("prior holds no component: config.json is missing")
     (copy / "unclip.json").unlink()
     check("copy holds no pipeline: unclip.json is missing")
     shutil.rmtree(copy)
@@ -259,7 +259,7 @@ def test_zero_statistics_are_refused(tmp_path: Path) -> None:
 
 def test_upsamplers_keep_their_order_when_a_tool_sorts_the_index(copy: Path) -> None:
     edit(copy / "unclip.json", lambda i: {**i, "parts": dict(sorted(i["parts"].items()))})
-    assert list(Index.load(copy / "unclip.json").parts)[-2:] == ["upsampler_256", "upsampler_64"]
+    assert list(Index.load(copy / "unclip.json").components)[-2:] == ["upsampler_256", "upsampler_64"]
     loaded, pipe = UnCLIP.from_pretrained(copy), tiny.pipeline()
     for a, b in zip(loaded.upsamplers, pipe.upsamplers):
         assert torch.equal(a.state_dict()["network.unet.output.bias"], b.state_dict()["network.unet.output.bias"])
@@ -383,7 +383,7 @@ def test_weights_of_compiled_and_parallel_modules(copy: Path, saved: Path) -> No
     edit_tensors(copy / WEIGHTS, lambda t: rename(t, lambda name: f"module._orig_mod.{name}"))
     edit_tensors(copy / "prior/model.safetensors", lambda t: rename(t, lambda name: name.replace(".", "._orig_mod.", 1)))
     loaded, expected = UnCLIP.from_pretrained(copy), UnCLIP.from_pretrained(saved)
-    assert all(fingerprint(a) == fingerprint(b) for a, b in zip(loaded.parts.values(), expected.parts.values()))
+    assert all(fingerprint(a) == fingerprint(b) for a, b in zip(loaded.components.values(), expected.components.values()))
 
 
 # Statistics
@@ -441,10 +441,10 @@ PRIORS: dict[str, Callable[[], Any]] = {
 def test_statistics_that_cannot_be(tmp_path: Path, prior: str, name: str, change: Callable[[Any], Any]) -> None:
     part = PRIORS[prior]()
     part.save_pretrained(tmp_path / "good")
-    load_part(tmp_path / "good", type(part))
+    load_component(tmp_path / "good", type(part))
     edit_tensors(tmp_path / "good" / "model.safetensors", lambda t: t.update({name: change(t[name]).contiguous()}))
     with pytest.raises(ValueError, match=r"good/model.safetensors.*(cannot be: |NaN or infinite weights in )") as error:
-        load_part(tmp_path / "good", type(part))
+        load_component(tmp_path / "good", type(part))
     assert "\n" not in str(error.value)
     value = dict(part.named_buffers())[name]
     value.copy_(change(value))
@@ -459,7 +459,7 @@ def test_priors_that_were_not_fitted_are_kept(tmp_path: Path) -> None:
         part = make()
         fresh = type(part)(part.config)
         fresh.save_pretrained(tmp_path / name)
-        load_part(tmp_path / name, type(part))
+        load_component(tmp_path / name, type(part))
 
 
 # Sizes that a config names
@@ -513,7 +513,7 @@ def test_sizes_are_not_believed(copy: Path, file: str, path: str, size: int) -> 
 
     edit(copy / file, change)
     with pytest.raises(ValueError, match=file.partition("/")[0]) as error:
-        load_part(copy / file.partition("/")[0], json.loads((copy / file).read_text())["class"])
+        load_component(copy / file.partition("/")[0], json.loads((copy / file).read_text())["class"])
     assert "\n" not in str(error.value)
 
 
@@ -548,7 +548,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_relative_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.upsampler().save_pretrained("part")
-    assert load_part(Path("part"), "Upsampler").config == tiny.upsampler().config
+    assert load_component(Path("part"), "Upsampler").config == tiny.upsampler().config
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
@@ -583,4 +583,4 @@ def test_broken_weights_are_not_written(tmp_path: Path) -> None:
         part.save_pretrained(tmp_path / "new", torch.float16)
     assert list(tmp_path.iterdir()) == []
     part.save_pretrained(tmp_path / "new")
-    assert isinstance(Upsampler.from_pretrained(tmp_path / "new"), Part)
+    assert isinstance(Upsampler.from_pretrained(tmp_path / "new"), Component)

@@ -113,7 +113,7 @@ def test_options_reach_their_stages(folder: Path, monkeypatch: pytest.MonkeyPatc
     asked: dict[str, Any] = {}
     generate = UnCLIP.generate
     monkeypatch.setattr(UnCLIP, "generate", lambda self, *a, **k: asked.update(k, dtype=self.dtype) or generate(self, *a, **k))
-    own = tiny.pipeline().parts
+    own = tiny.pipeline().components
     run(folder, "two dogs", "-o", "x.png", "--size", 16, "--guidance", 4, "--prior-guidance", 1.5, "--dtype", "bfloat16")
     assert asked["decoder"] == own["decoder"].config.sampling.replace(guidance=4.0)
     assert asked["prior"] == own["prior"].config.sampling.replace(guidance=1.5) and asked["dtype"] == torch.bfloat16
@@ -148,17 +148,17 @@ def test_info(folder: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == f"tiny (unclip {__version__}); pictures of 16, 64, 256 pixels"
     assert [line.split()[:2] for line in lines[1:4]] == [["clip", "CLIP"], ["prior", "DiffusionPrior"], ["decoder", "Decoder"]]
-    count = sum(p.numel() for part in tiny.pipeline().parts.values() for p in part.parameters())
+    count = sum(p.numel() for part in tiny.pipeline().components.values() for p in part.parameters())
     assert lines[6].split() == ["all", f"{count / 1e6:.2f}M", "parameters"]
     assert "steps 3, guidance 2" in lines[3]
     assert lines[7:] == ["  data: random numbers", "  stages:", "    clip:", "      steps: 0"]
 
 
-def test_info_tells_every_sitting_on_its_line(tmp_path: Path) -> None:
-    sittings = [{"step": 5, "settings": {}}, {"step": 7, "settings": {"train.lr": 0.1, "balance": 0.5}}]
-    tiny.pipeline(provenance={"stages": {"clip": {"sittings": sittings}}}).save_pretrained(tmp_path / "m")
+def test_info_tells_every_training_run_on_its_line(tmp_path: Path) -> None:
+    runs = [{"step": 5, "settings": {}}, {"step": 7, "settings": {"train.lr": 0.1, "balance": 0.5}}]
+    tiny.pipeline(provenance={"stages": {"clip": {"training_runs": runs}}}).save_pretrained(tmp_path / "m")
     lines = call("info", tmp_path / "m").stdout.splitlines()
-    assert lines[-3:] == ["      sittings:", "      - step 5", "      - step 7, settings (train.lr 0.1, balance 0.5)"]
+    assert lines[-3:] == ["      training_runs:", "      - step 5", "      - step 7, settings (train.lr 0.1, balance 0.5)"]
 
 
 def ar_prior(**changes: Any) -> ARPrior:
@@ -214,7 +214,7 @@ def test_two_priors_in_one_model(folder: Path) -> None:
     shutil.copytree(folder, "both")
     prior.save_pretrained("both/ar_prior")
     index = checkpoint.Index.load("both/unclip.json")
-    Path("both/unclip.json").write_text(index.replace(parts={**index.parts, "ar_prior": "ARPrior"}).to_json())
+    Path("both/unclip.json").write_text(index.replace(components={**index.components, "ar_prior": "ARPrior"}).to_json())
     for kind, expected in (
         ((), tiny.pipeline()),
         (("--prior", "diffusion"), tiny.pipeline()),
@@ -224,9 +224,9 @@ def test_two_priors_in_one_model(folder: Path) -> None:
         with Image.open("x.png") as picture:
             assert picture.tobytes() == to_pil(expected.generate("two dogs", size=16).images[0]).tobytes()
     ask = ("generate", "two dogs", "-o", "x.png", "--model")
-    assert "has no part 'ar_prior'; its priors: prior" in fails(*ask, folder, "--prior", "ar")
+    assert "has no component 'ar_prior'; its priors: prior" in fails(*ask, folder, "--prior", "ar")
     assert "no prior 'arr'; there are diffusion, ar" in fails(*ask, folder, "--prior", "arr")
-    assert list(checkpoint.open_pipeline("both").parts)[:4] == ["clip", "prior", "ar_prior", "decoder"]
+    assert list(checkpoint.open_pipeline("both").components)[:4] == ["clip", "prior", "ar_prior", "decoder"]
 
 
 def test_version_and_help() -> None:
@@ -295,7 +295,7 @@ def test_broken_models_end_with_one_line(folder: Path, here: Path) -> None:
     shutil.copytree(folder, "broken")
     index = Path("broken/unclip.json").read_text()
     Path("broken/unclip.json").write_text(index.replace("Upsampler", "Upsmpler"))
-    assert "knows no part 'Upsmpler'" in fails(*ask)
+    assert "knows no component 'Upsmpler'" in fails(*ask)
     Path("broken/unclip.json").write_text(index.replace('"embed_dim": 12', '"embed_dim": 13'))
     assert "another CLIP: expected embed_dim 13, given 12" in fails(*ask)
     Path("broken/unclip.json").write_text(index)

@@ -33,7 +33,7 @@ OWN = Inversion(steps=5, refine=1)  # of this decoder: four climbs from timestep
 @pytest.fixture(scope="module")
 def pipe() -> UnCLIP:
     components = PCA.fit(Noise.of(0, range(40)).normal((tiny.EMBED,)))
-    return tiny.pipeline(decoder=tiny.decoder(inversion=OWN), components=components)
+    return tiny.pipeline(decoder=tiny.decoder(inversion=OWN), pca=components)
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +240,7 @@ def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, monkey
     monkeypatch.setattr(Bar, "told", [])
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))
     assert Bar.told == expected
-    assert not any(part.network._forward_hooks for name, part in pipe.parts.items() if name != "clip")
+    assert not any(part.network._forward_hooks for name, part in pipe.components.items() if name != "clip")
 
 
 # Pictures of every kind
@@ -404,7 +404,7 @@ def test_latents_of_other_models(verb: str, pipe: UnCLIP, fails: Callable[..., s
         ("vary x.png --eta nan", "eta is nan"),
         ("vary x.png --n 0", "n is 0"),
         ("vary x.png --fresh --eta 0.5 --refine 0", "--eta and --refine would change nothing with --fresh"),
-        ("diff x.png --to dogs --theta 0", "theta is 0.0; it is the part of the angle to turn by"),
+        ("diff x.png --to dogs --theta 0", "theta is 0.0; it is the fraction of the angle to turn by"),
         ("diff x.png --to dogs --theta 1.1", "theta is 1.1"),
         ("diff x.png --to dogs --theta nan", "theta is nan"),
         ("diff x.png --to dogs --steps 1", "steps is 1"),

@@ -206,7 +206,7 @@ def test_configurations_are_written_and_can_be_built(stage: str, scale: str, tmp
         ({"model": {"class": "DiffusionPrior", "network": {}}}, "model is no PriorConfig"),
         ({"start": "model:decoder"}, "is a Decoder"),
         ({"start": "model:clip", "model": None}, "a CLIP is trained without another CLIP"),
-        ({"start": "model:none", "model": None}, "no part 'none'"),
+        ({"start": "model:none", "model": None}, "no component 'none'"),
         ({"data": {"source": "nowhere"}}, "nowhere"),
         ({"data": {"source": "pictures", "sizes": 3}}, "sizes"),
         ({"task": {"class": "PriorTask"}}, "a PriorTask has no settings"),

@@ -14,7 +14,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from unclip.clip.encoder import CLIP, Architecture, CLIPConfig, TextTower, VisionTower
-from unclip.clip.identity import fixed_pictures, identity, same_identity
+from unclip.clip.identity import fixed_images, identity, same_identity
 from unclip.clip.preprocess import check_images, fit_square
 from unclip.clip.tokenizer import PAD, UNKNOWN, BytePairTokenizer, byte_pairs, compact_token_ids
 from unclip.types import ImageTextEncoder
@@ -35,7 +35,7 @@ def compact():
 
 
 def picture(width, height):
-    pixels = fixed_pictures(512)[1].permute(1, 2, 0) * 127.5 + 127.5
+    pixels = fixed_images(512)[1].permute(1, 2, 0) * 127.5 + 127.5
     return Image.fromarray(pixels.byte().numpy()).resize((width, height))
 
 

@@ -24,9 +24,7 @@ def make(seed=0, **config):
     torch.manual_seed(seed)
     vision = VisionTower(image_size=16, patch_size=8, width=32, layers=1, head_width=16)
     text = TextTower(context_length=8, width=32, layers=1, heads=2, token_ids=compact_token_ids(CAPTIONS))
-    return CLIPTask(
-        CLIP(CLIPConfig(architecture=Architecture(embed_dim=16, vision=vision, text=text))), CLIPTaskConfig(**config)
-    )
+    return CLIPTask(CLIP(CLIPConfig(architecture=Architecture(embed_dim=16, vision=vision, text=text))), CLIPTaskConfig(**config))
 
 
 def batch():

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parts(folder: Path) -> dict[str, Any]:
-    return {name: load() for name, load in open_pipeline(folder).parts.items()}
+    return {name: load() for name, load in open_pipeline(folder).components.items()}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path | str, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    return {name: load() for name, load in open_pipeline(folder, dtype=dtype).parts.items()}
+    return {name: load() for name, load in open_pipeline(folder, dtype=dtype).components.items()}
 
 
 def pipeline(parts: dict[str, Any]) -> UnCLIP:
@@ -355,7 +355,7 @@ def test_the_original_files_hold_the_same(parts: dict[str, Any], tmp_path: Path)
     """Another naming, heads interleaved, convolutions over one axis, TorchScript: the same weights, bit by bit."""
     stored = open_pipeline(karlo.save_original(tmp_path / "original"))
     assert stored.provenance["layout"] == "original" and stored.name == "original"
-    original = {name.replace("256", "64"): load() for name, load in stored.parts.items()}
+    original = {name.replace("256", "64"): load() for name, load in stored.components.items()}
     assert list(original) == list(parts)
     for name, part in original.items():
         state, expected = part.state_dict(), parts[name].state_dict()
@@ -391,7 +391,7 @@ def test_pictures_alone(tmp_path: Path, parts: dict[str, Any]) -> None:
     picture = random(1, 3, 32, 32).clamp(-1, 1)
     assert torch.equal(alone["clip"].encode_image(picture), parts["clip"].encode_image(picture))
     pipe = UnCLIP.from_pretrained(folder)
-    assert pipe.prior is None and "prior" not in pipe.parts
+    assert pipe.prior is None and "prior" not in pipe.components
     with pytest.raises(ValueError, match="no prior, so it cannot draw pictures for captions: .*kakaobrain/karlo-v1-alpha"):
         pipe.generate(CAPTION)
     pipe.save_pretrained(tmp_path / "saved")
@@ -418,7 +418,7 @@ def test_the_hub_brings_both_halves(tmp_path: Path, parts: dict[str, Any], monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
     for name in names:
-        whole = open_pipeline(name).parts
+        whole = open_pipeline(name).components
         assert whole["clip"]().image_size == 32 and type(whole["prior"]()) is type(parts["prior"])
     assert asked[1] == (
         names[1],
@@ -427,7 +427,7 @@ def test_the_hub_brings_both_halves(tmp_path: Path, parts: dict[str, Any], monke
     assert all(pattern.startswith("prior") for pattern in asked[3][1])
     del folders[names[1]]  # half of the network is down
     with pytest.warns(UserWarning, match="goes without image_encoder.*no network"):
-        assert open_pipeline(names[0]).parts["clip"]().image_size == 0
+        assert open_pipeline(names[0]).components["clip"]().image_size == 0
     with pytest.raises(ValueError, match="hub did not give it: no network .*give the path of a folder"):
         open_pipeline("kakaobrain/karlo-v2")
 
@@ -442,7 +442,7 @@ def test_old_repositories_hold_pickles_only(tmp_path: Path, parts: dict[str, Any
     assert asked[1] == [f"{x}/*.bin" for x in ("decoder", "prior", "super_res_first", "super_res_last", "text_proj")]
     for name in ("decoder", "upsampler_64"):
         expected = parts[name].state_dict()
-        assert all(torch.equal(x, expected[key]) for key, x in stored.parts[name]().state_dict().items())
+        assert all(torch.equal(x, expected[key]) for key, x in stored.components[name]().state_dict().items())
 
 
 # Our format
@@ -472,7 +472,7 @@ def test_convert(folder: Path, parts: dict[str, Any], tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == expected
     pipe = UnCLIP.from_pretrained(tmp_path / "ours")
     assert pipe.name == "both" and pipe.candidates == 1 and pipe.provenance["license"] == "CreativeML OpenRAIL-M"
-    for name, part in pipe.parts.items():
+    for name, part in pipe.components.items():
         state = parts[name].state_dict()
         assert part.config == parts[name].record() if name == "clip" else part.config == parts[name].config
         assert all(torch.equal(x.nan_to_num(), state[key].nan_to_num()) for key, x in part.state_dict().items())
@@ -480,7 +480,7 @@ def test_convert(folder: Path, parts: dict[str, Any], tmp_path: Path) -> None:
     size = {name: sum(f.stat().st_size for f in (tmp_path / name).rglob("*.safetensors")) for name in ("ours", "half")}
     assert size["half"] < 0.52 * size["ours"]
     for dtype in (torch.float32, torch.float16):
-        half = open_pipeline(tmp_path / "half", dtype=dtype).parts["decoder"]()
+        half = open_pipeline(tmp_path / "half", dtype=dtype).components["decoder"]()
         assert {x.dtype for x in half.parameters()} == {dtype}
         assert torch.equal(half.network.unet.output.weight.half(), pipe.decoder.network.unet.output.weight.half())
     for source, target, message in (
@@ -554,7 +554,7 @@ def test_another_family(tmp_path: Path, copy: Path) -> None:
 def test_configs_that_do_not_fit(copy: Path, file: str, changes: dict[str, Any], message: str) -> None:
     change_json(copy / file, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        open_pipeline(copy).parts["prior"]()
+        open_pipeline(copy).components["prior"]()
     assert "\n" not in str(error.value)
 
 
@@ -567,7 +567,7 @@ def test_zero_statistics(tmp_path: Path, copy: Path) -> None:
         tensors = load_file(path)
         save_file({**tensors, name: torch.zeros_like(tensors[name])}, path)
         with pytest.raises(ValueError, match=f"prior: the embeddings' {told} is zero or not finite; the file is not whole"):
-            open_pipeline(copy).parts["prior"]()
+            open_pipeline(copy).components["prior"]()
         save_file(tensors, path)
 
 
@@ -578,13 +578,13 @@ def test_mixed_precisions_are_read(copy: Path, parts: dict[str, Any]) -> None:
     tensors = load_file(path)
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     save_file({name: x.to(kinds[i % 4]) for i, (name, x) in enumerate(tensors.items())}, path)
-    decoder = open_pipeline(copy).parts["decoder"]()
+    decoder = open_pipeline(copy).components["decoder"]()
     assert {x.dtype for x in decoder.parameters()} == {torch.float32}
     for name, x in parts["decoder"].state_dict().items():
         assert torch.allclose(decoder.state_dict()[name], x, rtol=1e-2, atol=1e-3)
     save_file({**tensors, "conv_in.bias": tensors["conv_in.bias"].long()}, path)
     with pytest.raises(ValueError, match=r"1 of another type: decoder.conv_in.bias \(64,\) \(torch.int64\)"):
-        open_pipeline(copy).parts["decoder"]()
+        open_pipeline(copy).components["decoder"]()
 
 
 def test_truncated_and_swapped_files(copy: Path) -> None:
@@ -598,7 +598,7 @@ def test_truncated_and_swapped_files(copy: Path) -> None:
     with pytest.raises(
         ValueError, match=r"copy/prior does not fit .*: 46 missing: .*; 7 unexpected: clip_ex.*; 4 of another shape"
     ):
-        open_pipeline(copy).parts["prior"]()
+        open_pipeline(copy).components["prior"]()
 
 
 def test_original_files_of_something_else(tmp_path: Path) -> None:

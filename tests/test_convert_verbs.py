@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from unclip import PCA, Inversion, Latent, Sampling, UnCLIP
-from unclip.checkpoint import Part, load_part
+from unclip.checkpoint import Component, load_component
 from unclip.cli import app
 from unclip.images import metadata, to_pil
 from unclip.randomness import Noise
@@ -144,7 +144,7 @@ def test_the_papers_preset_once_its_variance_is_measured(pipe: UnCLIP) -> None:
 
 def test_a_second_prior_of_another_kind(pipe: UnCLIP) -> None:
     ask = ("generate", CAPTION, "--prior", "ar", "-o", "ar.png", "--size", 16, "--steps", "decoder=2", "--model")
-    assert "karlo has no part 'ar_prior'; its priors: prior" in fails(*ask, "karlo")
+    assert "karlo has no component 'ar_prior'; its priors: prior" in fails(*ask, "karlo")
     network = {"transformer": {"width": 32, "layers": 1, "heads": 2}, "embed_dim": karlo.EMBED, "context": 77}
     model = {"network": network | {"states_width": karlo.EMBED}, "quantizer": {"dims": 4, "buckets": 8}}
     given = {"stage": "ar_prior", "clip": "karlo", "data": {"source": "pictures"}, "model": model}
@@ -266,7 +266,7 @@ def test_either_half_says_what_it_cannot() -> None:
         call("config", stage, "pictures", "--clip", "captions", "--start", "captions", "-o", f"half-{stage}.json")
         assert "has no image tower" in fails("train", f"half-{stage}.json", "train.steps=1", "--run", f"runs/half-{stage}")
     given = ["--clip", "pictures", "--start", "pictures"]
-    assert "has no part 'prior'" in fails("config", "prior", "pictures", *given, "-o", "none.json")
+    assert "has no component 'prior'" in fails("config", "prior", "pictures", *given, "-o", "none.json")
 
 
 # Our format
@@ -301,7 +301,7 @@ def test_training_on(stage: str, model: str, monkeypatch: pytest.MonkeyPatch) ->
     assert done.exit_code == 0, done.output + str(done.exception)
     assert "missing" not in done.output and "step 1/1" in done.output and done.stdout.splitlines()[-1] == f"{run}/model"
     kind = {"prior": "DiffusionPrior", "decoder": "Decoder", "upsampler": "Upsampler"}[stage]
-    trained = load_part(Path(run) / "model", kind)
+    trained = load_component(Path(run) / "model", kind)
     before = part_of(model, f"upsampler_{size}" if stage == "upsampler" else stage)
     assert trained.config == before.config
     told, new = before.state_dict(), trained.state_dict()
@@ -329,7 +329,7 @@ def test_from_trained_parts_to_a_pipeline(pipe: UnCLIP) -> None:
     assert 0 < (made - expected).abs().mean() < 30  # one step does not change it beyond knowing
 
 
-def part_of(model: str, name: str) -> Part[Any]:
+def part_of(model: str, name: str) -> Component[Any]:
     from unclip.checkpoint import open_pipeline
 
-    return open_pipeline(model).parts[name]()
+    return open_pipeline(model).components[name]()

@@ -18,7 +18,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def messy(folder: Path) -> Path:
     """Four good pictures, two of them equal, a broken one of every kind, and halves."""
     folder.mkdir()
-    pictures = {"a": tiny_data.picture(1, size=(6, 4)), "b": tiny_data.picture(2, size=(3, 9)), "c": tiny_data.picture(1)}
+    pictures = {
+        "a": tiny_data.picture(1, size=(6, 4)),
+        "b": tiny_data.picture(2, size=(3, 9)),
+        "c": tiny_data.picture(1),
+    }
     texts = {"a": "one\ntwo words\n", "b": "  ", "c": "one", "d": "one"}
     for name, data in pictures.items():
         (folder / f"{name}.png").write_bytes(data)

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from unclip.data import colour
-from unclip.data.pictures import decode_picture, load_picture
+from unclip.data.images import decode_image, load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 PROFILES = {
@@ -56,27 +56,27 @@ def test_colours_are_brought_to_srgb(form: str, options: dict[str, Any], name: s
     if form == "AVIF" and "AVIF" not in Image.SAVE:
         pytest.skip("this Pillow has no AVIF")
     data = encoded(Image.fromarray(PIXELS), form, PROFILES[name], **options)
-    image = decode_picture(data, "x")
+    image = decode_image(data, "x")
     close(image, right(data, PROFILES[name]))
-    plain = decode_picture(encoded(Image.fromarray(PIXELS), form, **options), "x")
+    plain = decode_image(encoded(Image.fromarray(PIXELS), form, **options), "x")
     assert (image - plain).abs().mean() > 0.01
     with Image.open(io.BytesIO(data)) as picture:
-        close(load_picture(picture), image)
+        close(load_image(picture), image)
 
 
 def test_an_srgb_profile_changes_nothing() -> None:
     data = encoded(Image.fromarray(PIXELS), "PNG", ImageCms.ImageCmsProfile(SRGB).tobytes())
-    close(decode_picture(data, "x"), levels(PIXELS))
+    close(decode_image(data, "x"), levels(PIXELS))
 
 
 def test_known_colours_of_known_spaces() -> None:
     """The full green of Display P3 and of Adobe RGB lie outside sRGB; their greys lie on its own."""
     green = np.array([[[0, 255, 0], [128, 128, 128], [255, 255, 255]]], np.uint8)
     for name in ("p3", "adobe"):
-        image = decode_picture(encoded(Image.fromarray(green), "PNG", PROFILES[name]), "x")
+        image = decode_image(encoded(Image.fromarray(green), "PNG", PROFILES[name]), "x")
         assert image[:, 0, 0].tolist() == [-1, 1, -1] and (image[:, 0, 2] == 1).all()
         assert (image[:, 0, 1] - (128 / 127.5 - 1)).abs().max() < 3 / 127.5
-    linear = decode_picture(encoded(Image.fromarray(green), "PNG", PROFILES["linear"]), "x")
+    linear = decode_image(encoded(Image.fromarray(green), "PNG", PROFILES["linear"]), "x")
     assert ((linear[:, 0, 1] + 1) * 127.5).round().tolist() == [188, 188, 188]
 
 
@@ -93,13 +93,13 @@ def test_every_mode_has_its_profile_applied(mode: str) -> None:
     opaque = plain.convert("RGB")
     picture.info["icc_profile"] = PROFILES["p3"]
     expected = ImageCms.profileToProfile(opaque, io.BytesIO(PROFILES["p3"]), SRGB, outputMode="RGB")
-    close(load_picture(picture), levels(np.asarray(expected)))
+    close(load_image(picture), levels(np.asarray(expected)))
 
 
 def test_transparency_is_laid_on_white_after_the_profile() -> None:
     rgba = np.concatenate([PIXELS, np.full((6, 9, 1), 255, np.uint8)], -1)
     rgba[:2, :, 3], rgba[2:4, :, 3] = 0, 128
-    image = decode_picture(encoded(Image.fromarray(rgba), "PNG", PROFILES["p3"]), "x")
+    image = decode_image(encoded(Image.fromarray(rgba), "PNG", PROFILES["p3"]), "x")
     opaque = right(encoded(Image.fromarray(PIXELS), "PNG", PROFILES["p3"]), PROFILES["p3"])
     assert (image[:, :2] == 1).all()
     close(image[:, 4:], opaque[:, 4:])
@@ -111,21 +111,21 @@ def test_grey_profiles(gamma: float) -> None:
     grey, profile = Image.fromarray(PIXELS[..., 0]), icc.grey(gamma)
     for form in ("PNG", "JPEG", "TIFF"):
         data = encoded(grey, form, profile)
-        close(decode_picture(data, "x"), right(data, profile))
+        close(decode_image(data, "x"), right(data, profile))
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
-    close(decode_picture(encoded(deep, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
+    close(decode_image(encoded(deep, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
     for alpha in (grey.convert("LA"), Image.merge("LA", [grey, grey.point(lambda level: 255)])):
-        close(decode_picture(encoded(alpha, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
+        close(decode_image(encoded(alpha, "PNG", profile), "x"), right(encoded(grey, "PNG", profile), profile))
     deep_alpha = png(16, 4, [257 * level for level in (100, 255, 200, 255)], None, profile=profile)
     expected = right(encoded(Image.fromarray(np.array([[100, 200]], np.uint8)), "PNG", profile), profile)
-    close(decode_picture(deep_alpha, "x"), expected)
+    close(decode_image(deep_alpha, "x"), expected)
     keyed = encoded(grey, "PNG", profile, transparency=int(PIXELS[0, 0, 0]))
     shown = right(encoded(grey, "PNG", profile), profile)
     shown[:, torch.from_numpy(PIXELS[..., 0] == PIXELS[0, 0, 0])] = 1
-    close(decode_picture(keyed, "x"), shown)
+    close(decode_image(keyed, "x"), shown)
     between = Image.fromarray(np.array([[100 * 257 + 128]], np.uint16))
     ends = right(encoded(Image.fromarray(np.array([[100, 101]], np.uint8)), "PNG", profile), profile)
-    value = decode_picture(encoded(between, "PNG", profile), "x")[0, 0, 0]
+    value = decode_image(encoded(between, "PNG", profile), "x")[0, 0, 0]
     assert ends[0, 0, 0] - 1e-6 <= value <= ends[0, 0, 1] + 1e-6
 
 
@@ -133,9 +133,9 @@ def test_grey_profiles(gamma: float) -> None:
 def test_inks_are_mixed_as_their_profile_says(form: str) -> None:
     inks = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 4), np.uint8), mode="CMYK")
     data = encoded(inks, form, icc.cmyk())
-    image = decode_picture(data, "x")
+    image = decode_image(data, "x")
     close(image, right(data, icc.cmyk()))
-    assert (image - decode_picture(encoded(inks, form), "x")).abs().mean() > 0.05
+    assert (image - decode_image(encoded(inks, form), "x")).abs().mean() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_profile_that_cannot_be_used_is_ignored_and_told_once(
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for name in ("first.png", "second.png"):
-            close(decode_picture(data, name), levels(PIXELS))
+            close(decode_image(data, name), levels(PIXELS))
     (message,) = [str(w.message) for w in seen]
     assert message.startswith("the colour profile of first.png is ignored: ") and any(t in message for t in told.split("|"))
 
@@ -187,7 +187,7 @@ def test_a_transparent_grey_is_white_in_every_depth(depth: int, which: str) -> N
     most = 2**depth - 1
     samples = [0, most, most // 3, 0] if depth > 1 else [0, 1, 1, 0]
     transparent = {"black": 0, "white": most, "middle": samples[2]}[which]
-    image = decode_picture(png(depth, 0, samples, pack(">H", transparent)), "x")
+    image = decode_image(png(depth, 0, samples, pack(">H", transparent)), "x")
     expected = [1 if sample == transparent else 2 * sample / most - 1 for sample in samples]
     torch.testing.assert_close(image[:, 0], torch.tensor(expected).expand(3, -1), rtol=0, atol=1e-5)
 
@@ -197,14 +197,14 @@ def test_a_transparent_colour_is_white_in_every_depth(depth: int) -> None:
     scale = 2 ** (depth - 8)
     colours = [(10, 20, 30), (40, 50, 60), (10, 20, 31)]
     samples = [scale * number + scale // 3 for one in colours for number in one]  # of 16 bits, the two bytes differ
-    image = decode_picture(png(depth, 2, samples, pack(">HHH", *samples[:3])), "x")
+    image = decode_image(png(depth, 2, samples, pack(">HHH", *samples[:3])), "x")
     assert (image[:, 0, 0] == 1).all()
     torch.testing.assert_close(image[:, 0, 1:], torch.tensor(colours[1:]).T / 127.5 - 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_a_palette_with_half_transparent_colours(depth: int) -> None:
-    image = decode_picture(png(depth, 3, [0, 1, 1, 0], b"\x80\xff", palette=b"\x00\x00\x00\xff\x00\x00"), "x")
+    image = decode_image(png(depth, 3, [0, 1, 1, 0], b"\x80\xff", palette=b"\x00\x00\x00\xff\x00\x00"), "x")
     expected = torch.tensor([[127.0, 255, 255, 127], [127, 0, 0, 127], [127, 0, 0, 127]]) / 127.5 - 1
     torch.testing.assert_close(image[:, 0], expected, rtol=0, atol=1e-5)
 
@@ -215,6 +215,6 @@ def test_an_alpha_channel_of_every_depth(depth: int, kind: int) -> None:
     scale = 2**depth // 255 if depth == 16 else 1
     alphas, grey = (0, 255, 128), 100
     samples = [scale * number for alpha in alphas for number in ([grey] * (1 if kind == 4 else 3) + [alpha])]
-    image = decode_picture(png(depth, kind, samples, None), "x")
+    image = decode_image(png(depth, kind, samples, None), "x")
     expected = torch.tensor([(grey * alpha + 255 * (255 - alpha)) / 255 for alpha in alphas]) / 127.5 - 1
     torch.testing.assert_close(image[:, 0], expected.expand(3, -1), rtol=0, atol=0.9 / 127.5)

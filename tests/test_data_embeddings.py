@@ -33,9 +33,7 @@ class Clip(nn.Module):
         lengths = torch.tensor([len(caption) for caption in captions])
         embed = torch.stack([lengths.float(), -lengths.float(), lengths**0.5, torch.ones(len(captions))], 1)
         mask = torch.arange(6) < lengths[:, None]
-        return Text(
-            captions, lengths[:, None].expand(-1, 6), embed @ self.weight[:4], embed[:, None].repeat(1, 6, 1), mask
-        )
+        return Text(captions, lengths[:, None].expand(-1, 6), embed @ self.weight[:4], embed[:, None].repeat(1, 6, 1), mask)
 
 
 class Pictures:

@@ -41,7 +41,7 @@ def pictures(folder: Path, *names: str) -> Path:
 def read(source: str | Path) -> dict[str, list[str]]:
     """The captions of every sample, by key; its picture can be read too."""
     found = open_source(source)
-    assert isinstance(found, (Folder, Shards)) and all(found.picture(row) for row in range(len(found.keys)))
+    assert isinstance(found, (Folder, Shards)) and all(found.image_bytes(row) for row in range(len(found.keys)))
     return {key: found.captions(row) for row, key in enumerate(found.keys)}
 
 
@@ -182,7 +182,7 @@ def test_pipes_and_sockets_are_never_waited_for(
     (folder / "p000.png").unlink()
     make(folder / "p000.png")  # since it was opened
     with pytest.raises(ValueError, match="p000.png cannot be read: it is a (pipe|socket)"):
-        source.picture(0)
+        source.image_bytes(0)
     for name in ("captions.csv", "x.tar", "x.parquet", "x.safetensors", "e"):
         make(Path(name))
         with pytest.raises(ValueError):
@@ -262,7 +262,7 @@ def test_places_are_found_however_a_table_writes_them(tmp_path: Path, form: str,
     folder = pictures(tmp_path / "a", "sub/1.png", "other.png")
     (folder / "captions.jsonl").write_text(json.dumps({"file_name": form.format(folder=folder), "text": "x"}))
     source = open_source(folder)
-    assert isinstance(source, Folder) and source.picture(0) == tiny_data.picture(0) and source.captions(0) == ["x"]
+    assert isinstance(source, Folder) and source.image_bytes(0) == tiny_data.picture(0) and source.captions(0) == ["x"]
     assert source.left_out["pictures have no caption"] == ["other"]
 
 

@@ -8,7 +8,7 @@ from unclip.data.naming import Files, group, is_litter
 
 
 def pairs(names: str, joins: bool = False) -> dict[str, tuple[str, str | None]]:
-    return {key: (files.picture, files.text) for key, files in group(names.split(), joins).samples.items()}
+    return {key: (files.image, files.text) for key, files in group(names.split(), joins).samples.items()}
 
 
 def test_a_picture_and_its_captions_have_one_name() -> None:
@@ -51,7 +51,7 @@ def test_dots_in_names_part_samples_or_join_them() -> None:
 
 def test_what_is_left_over_is_told() -> None:
     found = group(["x.png", "x.jpg", "x.txt", "words.txt", "y.heic", "z.svg", "z.png"])
-    assert found.samples["x"].picture == "x.png" and found.twins == {"x": ["x.jpg"]}
+    assert found.samples["x"].image == "x.png" and found.twins == {"x": ["x.jpg"]}
     assert found.texts == {"words": "words.txt"} and found.unread == ["y.heic"]
 
 

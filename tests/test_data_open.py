@@ -15,10 +15,10 @@ import tiny_data
 import torch
 
 from unclip.data.embeddings import Embeddings
+from unclip.data.images import load_image
 from unclip.data.mix import Mix
 from unclip.data.open import DataConfig, SourceConfig, open_data
 from unclip.data.order import Data, indices, slice_for
-from unclip.data.pictures import load_picture
 from unclip.data.reader import Reader
 from unclip.randomness import Noise
 from unclip.types import Batch, Text
@@ -342,7 +342,7 @@ def test_a_tilde_is_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.Mon
     for source in ("~/a", "~/s", "~/s/*.tar", "~/s/s-{000..001}.tar"):
         assert open_data(source, 4, embeddings="~/e.safetensors").batch([1]).image_embed is not None
     assert open_data("~/e.safetensors", None).keys == ["p000", "p001"]
-    assert load_picture("~/a/p000.png").shape == (3, 4, 6)
+    assert load_image("~/a/p000.png").shape == (3, 4, 6)
 
 
 def test_each_sample_has_a_noise_of_its_own(tmp_path: Path) -> None:

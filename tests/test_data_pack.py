@@ -53,7 +53,7 @@ def test_what_is_packed_reads_back_equal(folder: Path, tmp_path: Path) -> None:
     after = Shards([str(path) for path in packed.shards])
     assert after.keys == before.keys == sorted(CAPTIONS)
     for row, key in enumerate(before.keys):
-        assert after.picture(row) == before.picture(row) and after.captions(row) == before.captions(row) == CAPTIONS[key]
+        assert after.image_bytes(row) == before.image_bytes(row) and after.captions(row) == before.captions(row) == CAPTIONS[key]
     old, new = (open_data(path, 4) for path in (folder, tmp_path / "new" / "packed"))
     for k in range(4):
         a, b = (data.batch(indices(5, 3, 0, k), Noise.of(0, range(3)).at(k)) for data in (old, new))
@@ -78,7 +78,7 @@ def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_shards_keep_within_their_size(tmp_path: Path) -> None:
     source = Folder(tiny_data.folder(tmp_path / "a", 6))
-    weight = max(len(source.picture(row)) + len(source.captions(row)[0]) + 1 for row in range(6))
+    weight = max(len(source.image_bytes(row)) + len(source.captions(row)[0]) + 1 for row in range(6))
     packed = pack(source, tmp_path / "b", samples_per_shard=None, bytes_per_shard=2 * weight)
     assert [len(Shards(str(path)).keys) for path in packed.shards] == [2, 2, 2]
     tiny = pack(source, tmp_path / "c", bytes_per_shard=1)  # at least one picture a shard

@@ -84,7 +84,7 @@ def test_columns_and_names_of_pictures(tmp_path: Path, column: str, value: Any, 
     with pytest.warns(UserWarning):
         source = open_source(path)
     assert isinstance(source, Shards) and source.keys == [key] and source.captions(0) == ["one", "two\nlines"]
-    assert source.picture(0) == (value["bytes"] if isinstance(value, dict) else value)
+    assert source.image_bytes(0) == (value["bytes"] if isinstance(value, dict) else value)
     assert source.where(0).endswith("jpg" if column == "jpg" else "png")
 
 

@@ -104,7 +104,7 @@ def test_captions_and_pictures_are_found_among_other_members(tmp_path: Path) -> 
     ]
     assert source.keys == ["a", "blank", "d/b"]
     assert [source.captions(row) for row in range(3)] == [["x", "y\nz"], [""], ["eins", "zwei"]]
-    assert source.picture(2) == jpg and source.where(2) == f"{path}:d/b.JPG"
+    assert source.image_bytes(2) == jpg and source.where(2) == f"{path}:d/b.JPG"
 
 
 def test_a_caption_that_cannot_be_read_breaks_its_sample(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_members_whose_names_are_no_utf8(tmp_path: Path, scans: list[int]) -> No
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"in the middle of b\\xe9.png"):
             source = Shards(str(path))
-        assert source.keys == ["caf\\xe9"] and source.captions(0) == ["coffee"] and source.picture(0) == png
+        assert source.keys == ["caf\\xe9"] and source.captions(0) == ["coffee"] and source.image_bytes(0) == png
         assert source.digest() and source.where(0).endswith(":caf\\xe9.png")
     assert len(scans) == 1  # the index could be written
 
@@ -465,7 +465,7 @@ def test_samples_of_equal_keys_are_all_there(tmp_path: Path) -> None:
     source = Shards(str(path))
     assert source.keys == ["p000", "p001", "p001-2"]
     assert [source.captions(row) for row in range(3)] == [[tiny_data.caption(0)], [tiny_data.caption(1)], ["seven"]]
-    assert source.picture(2) == tiny_data.picture(7) and not any(source.left_out.values())
+    assert source.image_bytes(2) == tiny_data.picture(7) and not any(source.left_out.values())
 
 
 def members_in_order(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -481,7 +481,7 @@ def test_members_given_twice_are_never_paired_wrongly(tmp_path: Path) -> None:
     a, b, c = (tiny_data.picture(i) for i in range(3))
     follows = [("x.png", a), ("x.txt", b"a"), ("y.png", c), ("y.txt", b"c"), ("x.png", b), ("x.txt", b"b")]
     source = Shards(str(members_in_order(tmp_path / "follows.tar", follows)))
-    found = {key: (source.picture(row), source.captions(row)) for row, key in enumerate(source.keys)}
+    found = {key: (source.image_bytes(row), source.captions(row)) for row, key in enumerate(source.keys)}
     assert found == {"x": (a, ["a"]), "x-2": (b, ["b"]), "y": (c, ["c"])}
     # Which text belongs to which picture cannot be known.
     for doubtful in (
@@ -491,7 +491,7 @@ def test_members_given_twice_are_never_paired_wrongly(tmp_path: Path) -> None:
     ):
         with pytest.warns(UserWarning, match="2 members come again with other contents and are left out: x.png, x.txt"):
             source = Shards(str(members_in_order(tmp_path / "doubtful.tar", doubtful)))
-        assert source.keys == ["y"] and source.picture(0) == c and source.captions(0) == ["c"]
+        assert source.keys == ["y"] and source.image_bytes(0) == c and source.captions(0) == ["c"]
 
 
 def test_links_to_members_are_members(tmp_path: Path) -> None:
@@ -511,7 +511,7 @@ def test_links_to_members_are_members(tmp_path: Path) -> None:
         source = Shards(str(tmp_path / "x.tar"))
     assert source.keys == ["a/p000", "a/p001", "hard", "soft"]
     assert [source.captions(row)[0][-1] for row in range(4)] == ["0", "1", "0", "1"]
-    assert [source.picture(row) for row in range(4)] == [tiny_data.picture(i) for i in (0, 1, 0, 1)]
+    assert [source.image_bytes(row) for row in range(4)] == [tiny_data.picture(i) for i in (0, 1, 0, 1)]
 
 
 def test_litter_twins_and_kinds_that_are_not_read(tmp_path: Path) -> None:

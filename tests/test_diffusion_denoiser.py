@@ -92,7 +92,7 @@ def test_first_step_is_a_likelihood_of_pixels():
     grid = torch.arange(256) / 127.5 - 1
     mass = torch.exp(-V.discretised_nll(grid, torch.tensor(0.13), torch.tensor(math.log(0.04))))
     assert float(mass.sum()) == pytest.approx(1, abs=1e-4)
-    assert (V.gaussian_nll(x, x, torch.tensor(0.0)) == pytest.approx(0.5 * math.log(2 * math.pi)))
+    assert V.gaussian_nll(x, x, torch.tensor(0.0)) == pytest.approx(0.5 * math.log(2 * math.pi))
 
 
 def test_hybrid_loss_teaches_the_variance_without_touching_the_mean():

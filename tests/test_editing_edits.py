@@ -19,9 +19,9 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from decoder import Decoder
 from unclip import PCA, Inversion, Latent, Sampling, UnCLIP, slerp
-from unclip.data.pictures import load_picture
+from unclip.data.images import load_image
 from unclip.editing import edits as manipulate
-from unclip.editing.edits import Way, check_choice
+from unclip.editing.edits import NoisePath, check_choice
 from unclip.editing.sources import _is_caption
 from unclip.randomness import Noise
 from unclip.types import Cond, Denoise, Prediction, Step
@@ -282,7 +282,7 @@ def test_what_interpolate_refuses(pipe: UnCLIP, pictures: Tensor, latent: Latent
     with pytest.raises(ValueError, match="steps is 1"):
         pipe.interpolate(list(pictures), steps=1)
     with pytest.raises(ValueError, match="x_t is 'lerp'; it must be one of slerp, fixed"):
-        check_choice("x_t", "lerp", Way)  # the type checker of the tests would be quicker
+        check_choice("x_t", "lerp", NoisePath)  # the type checker of the tests would be quicker
     other = pipe.invert(pictures[0], Inversion(steps=10))
     with pytest.raises(ValueError, match="drawn by different samplings"):
         pipe.interpolate([latent.rows(slice(0, 1)), other])
@@ -324,7 +324,7 @@ def test_a_captioned_latent_is_edited_by_its_embedding_alone() -> None:
 
 def test_what_text_diff_refuses(pipe: UnCLIP, latent: Latent) -> None:
     for changes, message in (
-        ({"theta": 0.0}, "theta is 0.0; it is the part of the angle"),
+        ({"theta": 0.0}, "theta is 0.0; it is the fraction of the angle"),
         ({"theta": 1.1}, "theta is 1.1"),
         ({"steps": 1}, "steps is 1"),
         ({"target": " "}, "the target caption is empty"),
@@ -387,7 +387,7 @@ def test_pictures_of_every_kind(pipe: UnCLIP, tmp_path: Path) -> None:
     expected = pipe.vary(plain, n=1, x_t="fresh")
     plain.save(tmp_path / "a.png")
     clear = Image.fromarray(np.dstack([pixels, np.full((16, 16), 255, np.uint8)]))
-    tensor = load_picture(plain)
+    tensor = load_image(plain)
     for same in (tmp_path / "a.png", str(tmp_path / "a.png"), clear, tensor, tensor[None]):
         assert torch.equal(pipe.vary(same, n=1, x_t="fresh").images, expected.images)
     wide = Image.new("RGB", (48, 16), "black")

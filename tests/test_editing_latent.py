@@ -46,7 +46,7 @@ def test_what_is_no_latent(tmp_path: Path) -> None:
     save_file(tensors, path)
     check(r"no latent \(format None\)")
     save_file(tensors, path, metadata={"format": FORMAT})
-    check("x.safetensors is no About")
+    check("x.safetensors is no LatentHeader")
     save_file(tensors, path, metadata={"format": FORMAT, "about": about.replace("[1, 0]", '["1", 0]')})
     check(r"int.*str.*\$\.sampling\.steps")
     counted = about.replace("[1, 0]", "50").replace('["a"]', '["a", "b"]')

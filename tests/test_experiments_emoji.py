@@ -301,7 +301,7 @@ def test_the_recipes_from_pictures_to_a_pipeline(prepared: Path, monkeypatch: py
     ship.main(["assemble", "runs", "mine"])
     pipe = UnCLIP.from_pretrained("mine")
     assert pipe.sizes == (64, 256, 1024) and pipe.decoder.config.unet.channels == 64
-    settings = pipe.provenance["stages"]["decoder"]["sittings"][0]["settings"]
+    settings = pipe.provenance["stages"]["decoder"]["training_runs"][0]["settings"]
     assert settings["data.balance"] == 0.5 and settings["model.unet.channels"] == 64 and "clip" not in settings
 
 

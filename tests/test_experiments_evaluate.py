@@ -190,7 +190,7 @@ def test_the_judge_is_not_the_judged(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), tiny.EMBED**0.5))
     with pytest.raises(ValueError, match="CLIP of the pipeline itself"):
         judge.load(strange_to=other)
-    with pytest.raises(ValueError, match="holds no part"):
+    with pytest.raises(ValueError, match="holds no component"):
         judge.load(tmp_path / "nowhere", strange_to=own)
 
 

@@ -284,7 +284,7 @@ def test_more_components_are_nearer(model: str, tmp_path: Path) -> None:
     assert least(given, "RMS difference to the full picture")["1 components"] == pytest.approx(away[0], abs=1e-4)
 
 
-def test_provenance_tells_every_sitting_and_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_tells_every_training_run_and_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ship, "EmojiData", Data)
     row = {"step": 50, "samples": 1600, "loss": 0.5, "seconds": 60.0, "lr": 0.1}
     for folder in [*ship.STAGES, "decoder_1"]:
@@ -296,8 +296,8 @@ def test_provenance_tells_every_sitting_and_its_settings(tmp_path: Path, monkeyp
     stages = ship.provenance(tmp_path)["stages"]
     told = {"step": 50, "samples": 1600, "loss": 0.5, "seconds": 60.0}
     unlike = {"train.steps": 7, "model.unet.channels": 64, "data.balance": 0.5}
-    assert stages["decoder"]["sittings"] == [told, {**told, "settings": unlike}]
-    assert stages["prior"]["sittings"] == [{**told, "settings": {}}]
+    assert stages["decoder"]["training_runs"] == [told, {**told, "settings": unlike}]
+    assert stages["prior"]["training_runs"] == [{**told, "settings": {}}]
     assert stages["upsampler_1024"]["started_from"] == "upsampler_256"
 
 
@@ -310,7 +310,7 @@ def test_the_recipe_ships_components(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pca = ship.components()
     held = torch.tensor([i % 4 == 3 for i in range(40)])
     torch.testing.assert_close(pca.variances, PCA.fit(embeds[~held]).variances)
-    tiny.pipeline(components=pca).save_pretrained(tmp_path / "model")
+    tiny.pipeline(pca=pca).save_pretrained(tmp_path / "model")
     loaded = UnCLIP.from_pretrained(tmp_path / "model").pca
     assert loaded is not None and torch.equal(loaded.components, pca.components) and pipe.pca is None
 

@@ -93,7 +93,7 @@ def test_the_table_takes_the_checkpoints_own_ar_prior(model: str, data: list[str
     material.add_options(options)
     subject = material.subject_of(UnCLIP.from_pretrained(model), options.parse_args([model, *data]))
     own = contestants.fresh(subject, AR, seed=3)
-    told = {"stages": {"ar_prior": {"sittings": [{"samples": 7}, {"samples": 3}]}}}
+    told = {"stages": {"ar_prior": {"training_runs": [{"samples": 7}, {"samples": 3}]}}}
     tiny.pipeline(provenance=told).save_pretrained(tmp_path / "m", ar_prior=own)
     subject = material.subject_of(UnCLIP.from_pretrained(tmp_path / "m"), options.parse_args([str(tmp_path / "m"), *data]))
     found = {c.name: c for c in contestants.contestants(subject, str(tmp_path / "m"), tmp_path / "runs", 1)}

@@ -74,7 +74,7 @@ def check(saved: Path, folder: Path, seed: int, truth: dict[str, Any], capsys: p
         raise AssertionError(f"mutation {told}: {type(error).__name__} {error}") from error
     shutil.rmtree(folder)
     if pipe is not None:
-        found = {name: part.state_dict() for name, part in pipe.parts.items()}
+        found = {name: part.state_dict() for name, part in pipe.components.items()}
         assert list(found) == list(truth), told
         names = [(name, n) for name, state in truth.items() for n in state]
         wrong = [one for one in names if not mutations.same(found[one[0]][one[1]], truth[one[0]][one[1]])]
@@ -85,7 +85,7 @@ def check(saved: Path, folder: Path, seed: int, truth: dict[str, Any], capsys: p
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize("first", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(60, 600, 60))])
 def test_mutated_models(saved: Path, tmp_path: Path, first: int, capsys: pytest.CaptureFixture[str]) -> None:
-    truth = {name: part.state_dict() for name, part in UnCLIP.from_pretrained(saved).parts.items()}
+    truth = {name: part.state_dict() for name, part in UnCLIP.from_pretrained(saved).components.items()}
     told = [check(saved, tmp_path / "mutated", seed, truth, capsys) for seed in range(first, first + 60)]
     loaded = [line for line in told if line.endswith("loaded")]
     assert 0 < len(loaded) < 40, json.dumps(told, indent=1)

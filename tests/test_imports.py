@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("unclip", "prior", "decoder", "upsamplers")
 STAGES = {"prior", "decoder", "upsamplers"}
 LAYERS = [
-    {"unclip.types", "unclip.config", "unclip.randomness", "unclip.sampling", "unclip.trees", "unclip.checks"}
-    | {"unclip.conditions", "unclip.nn", "unclip.diffusion"},
+    {"unclip.types", "unclip.config", "unclip.randomness", "unclip.sampling", "unclip.trees"}
+    | {"unclip.conditions", "unclip.nn", "unclip.diffusion", "unclip.checks", "unclip.contracts", "unclip.deprecation"},
     {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.metrics"}
     | {"unclip.offload", "unclip.files", "unclip.images", "unclip.weights", "unclip.building", "unclip.hub", "unclip.index"},
     {"unclip.convert"} | STAGES,

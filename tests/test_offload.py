@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from unclip import Inversion, Sampling, UnCLIP
-from unclip.checkpoint import Part, load_part
+from unclip.checkpoint import Component, load_component
 from unclip.cli import app
 from unclip.convert import convert
 from unclip.offload import Offload
@@ -52,7 +52,7 @@ def short(pipe: UnCLIP) -> dict[str, Any]:
 def held(pipe: UnCLIP) -> list[str]:
     """The parts that have weights; none has some of them, but for networks that take turns: one of those is there."""
     found = []
-    for name, part in pipe.parts.items():
+    for name, part in pipe.components.items():
         there = {key for key, p in part.named_parameters() if not p.is_meta}
         found += [name] if there else []
         if there and pipe.offload is not None:
@@ -74,14 +74,14 @@ def test_the_same_pictures(source: str, dtype: torch.dtype) -> None:
     assert (pipe.device, pipe.sizes, pipe.clip_identity) == (whole.device, whole.sizes, whole.clip_identity)
     assert pipe.models() == whole.models()
     seen: list[list[str]] = []
-    for part in pipe.parts.values():
+    for part in pipe.components.values():
         part.network.register_forward_hook(lambda *_: seen.append(held(pipe)))
     for seed in (0, 1):  # once more, after all has been let go of
         made, expected = (p.generate([CAPTION, ""], seed=seed, **short(p)) for p in (pipe, whole))
         assert torch.equal(made.images, expected.images) and torch.equal(made.latent.image_embed, expected.latent.image_embed)
     stages = ["prior", "decoder", *(f"upsampler_{size}" for size in pipe.sizes[1:])]
     assert [names for i, names in enumerate(seen) if i == 0 or names != seen[i - 1]] == [[stage] for stage in stages * 2]
-    assert held(pipe) == stages[-1:] and held(whole) == list(whole.parts)
+    assert held(pipe) == stages[-1:] and held(whole) == list(whole.components)
 
 
 @pytest.mark.parametrize("source", ["tiny", "karlo"])
@@ -104,11 +104,11 @@ def test_one_reading_for_all_chunks(place: Path) -> None:
     read: list[str] = []
     keeper = Offload()
 
-    def loader(name: str, kind: str) -> Callable[[], Part[Any]]:
-        def load() -> Part[Any]:
+    def loader(name: str, kind: str) -> Callable[[], Component[Any]]:
+        def load() -> Component[Any]:
             assert keeper.resident is None  # what was there is gone before the next is read
             read.append(name)
-            return load_part(place / "tiny" / name, kind)
+            return load_component(place / "tiny" / name, kind)
 
         return load
 
@@ -144,8 +144,8 @@ def test_other_priors_saving_and_moving(tmp_path: Path) -> None:
     assert len(held(other)) == 1 and other.prior.offload is pipe.offload
     pipe.save_pretrained(tmp_path / "saved")
     saved = UnCLIP.from_pretrained(tmp_path / "saved")
-    for name, part in saved.parts.items():
-        state = whole.parts[name].state_dict()
+    for name, part in saved.components.items():
+        state = whole.components[name].state_dict()
         assert all(torch.equal(x.nan_to_num(), state[key].nan_to_num()) for key, x in part.state_dict().items())
     assert len(held(pipe)) == 1
     pipe.to("meta")  # any other device
@@ -199,7 +199,7 @@ before = memory("VmRSS")
 pipe = UnCLIP.from_pretrained(sys.argv[2], offload=sys.argv[3] == "offload")
 for _ in range(2):
     pipe.generate("x", prior=one, decoder=one, upsamplers=[one])
-sizes = [sum(p.numel() * 4 for p in part.parameters()) for part in pipe.parts.values()]
+sizes = [sum(p.numel() * 4 for p in part.parameters()) for part in pipe.components.values()]
 print(sum(sizes), max(sizes), memory("VmHWM") - before)
 """
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import unclip
 from decoder import Decoder, DecoderConfig
 from unclip import Cancelled, Cascade, Step, UnCLIP
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.cli import app
 from unclip.cli.generate import class_labels
 from unclip.conditions import Caption, Conditions, Label
@@ -292,7 +292,7 @@ class ClassifierConfig(Config, frozen=True, kw_only=True):
     classes: int = 2
 
 
-class Classifier(Part[ClassifierConfig]):
+class Classifier(Component[ClassifierConfig]):
     """Prefers bright pictures for class "light", dark ones for "dark"."""
 
     config_class = ClassifierConfig
@@ -316,7 +316,7 @@ def test_guide_of_a_cascade_reads_labels_that_its_decoder_does_not_take(offload:
     steered = Cascade(glide.decoder, glide.upsamplers, guide=Classifier(ClassifierConfig()), name="steered")
     steered.save_pretrained(tmp_path / "steered")
     loaded = Cascade.from_pretrained(tmp_path / "steered", {"Classifier": Classifier}, offload=offload)
-    assert list(loaded.parts) == ["decoder", "upsampler_64", "guide"] and loaded.label_names == ("dark", "light")
+    assert list(loaded.components) == ["decoder", "upsampler_64", "guide"] and loaded.label_names == ("dark", "light")
     ask = {"seed": 1, "guide_scale": 40.0}
     made = loaded.generate(labels=["dark", "light"], **ask)
     assert torch.equal(made.images, steered.generate(labels=[0, 1], **ask).images) and made.captions == ("dark", "light")
@@ -362,7 +362,7 @@ def test_without_a_prior_pictures_are_edited_and_captions_refused(pipe: UnCLIP, 
     assert torch.equal(edited.images, pipe.vary(picture, n=1, size=16).images)
     alone.save_pretrained(tmp_path / "alone")
     again = UnCLIP.from_pretrained(tmp_path / "alone")
-    assert again.prior is None and list(again.parts) == ["clip", "decoder", "upsampler_64", "upsampler_256"]
+    assert again.prior is None and list(again.components) == ["clip", "decoder", "upsampler_64", "upsampler_256"]
     made = again.with_prior(pipe.prior).generate("two dogs", size=16)
     assert torch.equal(made.images, pipe.generate("two dogs", size=16).images)
 

@@ -12,7 +12,7 @@ import unclip
 from experiments.recipes import emoji, paper
 from prior import ARNetworkConfig, ARPrior, ARPriorConfig, ARSampling, DiffusionPrior, PriorTask, QuantizerConfig
 from prior.ar_prior import draw
-from unclip.checkpoint import load_part
+from unclip.checkpoint import load_component
 from unclip.nn.transformer import TransformerConfig
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
@@ -394,7 +394,7 @@ def test_saved_and_loaded(tmp_path, network):
     assert all(torch.equal(a, b) for a, b in zip(prior.state_dict().values(), again.state_dict().values(), strict=True))
     assert torch.equal(prior.sample(text, noise=noise, n=2), again.sample(text, noise=noise, n=2))
     prior.save_pretrained(tmp_path / "half", torch.float16)
-    half = load_part(tmp_path / "half", ARPrior, torch.bfloat16)
+    half = load_component(tmp_path / "half", ARPrior, torch.bfloat16)
     drawn = half.sample(text, noise=noise, sampling=ARSampling(guidance=2.0))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and drawn.dtype == torch.float32
     assert torch.equal(half.symbols(embeds(9), make_text(9).embed), prior.symbols(embeds(9), make_text(9).embed))

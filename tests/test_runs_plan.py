@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from decoder import Decoder, DecoderTask
 from prior import DiffusionPrior, PriorTask
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip import CLIP
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
 from unclip.config import Config
@@ -27,7 +27,7 @@ from unclip.data.open import DataConfig
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
 from unclip.runs.plan import CARDS, Count, Shapes, count, fake, fake_clip, outline, plan
-from unclip.runs.plan.count import kept
+from unclip.runs.plan.count import saved_activations
 from unclip.runs.training import Training
 from unclip.training import TrainConfig
 from unclip.training.task import Task
@@ -39,7 +39,7 @@ ALONE = Shapes(16, 2, EMBED, CONTEXT, WIDTH)  # no CLIP in the task
 SEEN = Shapes(16, 2)
 
 
-def emptied(part: Part) -> Part:
+def emptied(part: Component) -> Component:
     return fake(type(part), part.config)
 
 
@@ -58,7 +58,7 @@ def test_a_fake_stage_counts_what_a_real_one_does(stage: str) -> None:
     real, empty = build(lambda part: part), build(emptied)
     planned = plan(empty, TRAIN, shapes.batch)
     found = plan(real, TRAIN, shapes.batch)
-    assert planned.parts == found.parts and planned.parts[""] == sum(p.numel() for p in real.model.parameters())
+    assert planned.parameters == found.parameters and planned.parameters[""] == sum(p.numel() for p in real.model.parameters())
     # Real kernels keep a little more for themselves (sums of a norm, masks of a dropout).
     assert planned.counted[:3] == pytest.approx(found.counted[:3], rel=1e-9)
     assert planned.counted[3:] == pytest.approx(found.counted[3:], rel=0.02)
@@ -96,7 +96,7 @@ def test_counting_by_hand() -> None:
     assert (found.forward, found.backward, found.teachers) == (2 * product, 3 * product, 0)
     assert found.gradients == 2 * weight
     assert activation <= found.activations <= activation + 64  # what relu gave; the sum's input is not kept
-    with kept(model) as bytes_kept:
+    with saved_activations(model) as bytes_kept:
         loss = model(x)
     assert bytes_kept[0] == activation + 4 * rows * width  # and x, which was there before
     del loss
@@ -130,7 +130,7 @@ def test_sizes_of_a_plan() -> None:
     half = plan(task, config.replace(precision="bfloat16"), ALONE.batch, card=CARDS["H100"], utilisation=0.2)
     assert half.days == pytest.approx(half.run_flops / (0.2 * 989e12) / 86_400)
     frozen = plan(TASKS["prior"][0](emptied), TRAIN.replace(freeze=("network.transformer*",)), ALONE.batch)
-    assert frozen.trained < frozen.parts[""] and frozen.ddp.optimizer == 8 * frozen.trained
+    assert frozen.trained < frozen.parameters[""] and frozen.ddp.optimizer == 8 * frozen.trained
     with pytest.raises(ValueError, match="batch of 64 cannot be shared equally by 5"):
         plan(task, config, ALONE.batch, cards=5)
     with pytest.raises(ValueError, match="utilisation is 40"):
@@ -224,7 +224,7 @@ def test_recipes_have_plans(capsys: pytest.CaptureFixture[str]) -> None:
 
     small = emoji.upsampler_256()
     found = plan_of(small, 8, "H100")
-    assert found.share == 2 and found.parts[""] > 5e6 and found.precision == "bfloat16"
+    assert found.share == 2 and found.parameters[""] > 5e6 and found.precision == "bfloat16"
     assert re.search(r"\(.* a step\) on 8 H100 at 40 % of 989 TFLOP/s", str(found))
     rows = table(("upsampler_1024",), 256, "A100", 0.4).splitlines()
     assert len(rows) == 3 and rows[2].startswith("| upsampler_1024 | ") and len({row.count("|") for row in rows}) == 1
@@ -251,8 +251,15 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_text(json.dumps(parts | {"train": {"steps": 100, "batch": 64, "lr": 1e-3}}))
     # The shipped CLIP has other widths than the tiny decoder, which the decoder refuses, as it would in training.
     assert run(str(file), "data.size=16")[0] == 2
-    wide = {f"model.conditions.{name}={value}" for name, value in
-            (("image_embed.embed_dim", 128), ("text.embed_dim", 128), ("text.states_width", 128), ("text.context", 24))}
+    wide = {
+        f"model.conditions.{name}={value}"
+        for name, value in (
+            ("image_embed.embed_dim", 128),
+            ("text.embed_dim", 128),
+            ("text.states_width", 128),
+            ("text.context", 24),
+        )
+    }
     code, told = run(str(file), *wide, "--cards", "8", "--card", "H100", "--utilisation", "0.5")
     assert code == 0, told
     assert "component   Decoder" in told and "64: 8 on each of 8 H100" in told and "in frozen teachers" in told
@@ -294,7 +301,7 @@ def test_an_ar_prior_has_a_plan_when_its_components_are_counted() -> None:
                               states_width=WIDTH)  # fmt: skip
     config = ARPriorConfig(network=network, quantizer=QuantizerConfig(dims=5, buckets=8))
     task, shapes = outline(training(config))
-    assert plan(task, TRAIN, shapes.batch).parts["network.transformer"] > 0
+    assert plan(task, TRAIN, shapes.batch).parameters["network.transformer"] > 0
     with pytest.raises(ValueError, match="as in model.quantizer.dims=319"):
         outline(training(config.replace(quantizer=QuantizerConfig(dims=0.99))))
     with pytest.raises(ValueError, match="no component is built from a TransformerConfig"):

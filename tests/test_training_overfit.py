@@ -20,7 +20,7 @@ from unclip.data.spec import DataSpec
 from unclip.nn.transformer import TransformerConfig
 from unclip.randomness import Noise
 from unclip.training import TrainConfig
-from unclip.training.overfit import First, Verdict, overfit, short, verdict
+from unclip.training.overfit import First, Verdict, overfit, self_test, verdict
 from unclip.training.task import Task
 from unclip.types import Batch, Text
 from upsamplers import UpsamplerTask
@@ -131,10 +131,10 @@ def test_what_is_broken_fails(build: Callable[[], Task], data: Samples, lr: floa
 
 
 def test_the_settings_of_a_self_test() -> None:
-    config = short(CONFIG.replace(micro_batch=4), 10, 200, world=4)
+    config = self_test(CONFIG.replace(micro_batch=4), 10, 200, world=4)
     assert (config.steps, config.batch, config.warmup, config.ema, config.micro_batch) == (200, 8, 10, 0.98, None)
-    assert short(CONFIG.replace(micro_batch=4), 9, 200).micro_batch is None and config.lr == CONFIG.lr
-    assert short(CONFIG.replace(micro_batch=4), 8, 200).micro_batch == 4
+    assert self_test(CONFIG.replace(micro_batch=4), 9, 200).micro_batch is None and config.lr == CONFIG.lr
+    assert self_test(CONFIG.replace(micro_batch=4), 8, 200).micro_batch == 4
     few = First(Samples(), 3)
     assert len(few) == 3 and few.keys == ["0", "1", "2"]
     batch = few.batch([2], Noise.of(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.cli import app
 from unclip.data.spec import DataSpec
 from unclip.runs import Training, open_component
@@ -20,14 +20,14 @@ from unclip.runs.components import RECORD
 from unclip.runs.names import UnknownName, named
 from unclip.runs.recipes import find, functions, load
 
-MODULE = '''
+MODULE = """
 from __future__ import annotations
 
 from collections.abc import Sequence
 import torch
 from torch import nn
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.config import Config
 from unclip.data.spec import DataSpec
 from unclip.randomness import Noise
@@ -41,7 +41,7 @@ class LineConfig(Config, frozen=True, kw_only=True):
     bias: bool = False
 
 
-class Line(Part[LineConfig]):
+class Line(Component[LineConfig]):
     config_class = LineConfig
     task_class = "LineTask"
 
@@ -102,7 +102,7 @@ def of(slope: float) -> Training:
 
 def helper() -> int:
     return 3
-'''
+"""
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_file_may_name_classes_of_recipes_that_nobody_has_imported(toy: Path, 
     file = toy / "curve.json"
     file.write_text(json.dumps({"model": {"class": "Curve"}, "data": data, "train": train}))
     with pytest.raises(UnknownName, match="no component 'Curve'"):
-        named("Curve", Part)
+        named("Curve", Component)
     assert load(str(file)).name == "Curve" and named("CurveData", DataSpec).__name__ == "CurveData"
 
 

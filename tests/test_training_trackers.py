@@ -83,7 +83,7 @@ def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tell(Trackers(("tensorboard",), tmp_path, Accelerator(cpu=True), CONFIG))
-    # A second sitting, from step 2 on: what the first one had there is gone.
+    # A second run, from step 2 on: what the first one had there is gone.
     again = Trackers(("tensorboard",), tmp_path, Accelerator(cpu=True), CONFIG)
     again.log({"step": 2, "loss": 7.0}, 2)
     again.close()

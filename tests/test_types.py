@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from unclip.checks import check_int, device_of, dtype_of
+from unclip.contracts import accepts, keep_contract
 from unclip.randomness import Noise, check_noise
 from unclip.sampling import Inversion, Sampling
 from unclip.training.task import Task, require
 from unclip.trees import move, tree_map
-from unclip.types import Batch, Cond, Prior, Step, Text, accepts, best_of, keep_contract, rows_of
+from unclip.types import Batch, Cond, Prior, Step, Text, best_of, rows_of
 
 
 def text(*strings: str) -> Text:

@@ -106,8 +106,7 @@ def test_degrading_does_not_move_the_picture(strength):
     expected = 0.2 + 0.6 * (torch.arange(width // 4) + 0.5) / (width // 4)
     per_pixel = 0.6 / (width // 4)
     moved = [
-        float((bsr(ramp, 4, strength, Noise.of(0, i)).mean((0, 1)) - expected)[10:-10].mean()) / per_pixel
-        for i in range(60)
+        float((bsr(ramp, 4, strength, Noise.of(0, i)).mean((0, 1)) - expected)[10:-10].mean()) / per_pixel for i in range(60)
     ]
     assert abs(sum(moved) / len(moved)) < 0.12  # in pixels; one careless half pixel in every sample would be 0.5
 

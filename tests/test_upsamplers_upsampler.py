@@ -192,9 +192,7 @@ def discs(n: int, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     rows = []
     for _ in range(n):
-        cy, cx, r = (
-            torch.rand(3, generator=generator) * torch.tensor([0.4, 0.4, 0.15]) + torch.tensor([0.3, 0.3, 0.15])
-        ) * size
+        cy, cx, r = (torch.rand(3, generator=generator) * torch.tensor([0.4, 0.4, 0.15]) + torch.tensor([0.3, 0.3, 0.15])) * size
         colour = torch.rand(3, 1, 1, generator=generator) * 2 - 1
         rows.append(torch.where(((y - cy) ** 2 + (x - cx) ** 2 < r**2)[None], colour, torch.ones(3, 1, 1)))
     return torch.stack(rows)

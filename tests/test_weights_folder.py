@@ -157,11 +157,11 @@ def memory(field):
     return int(open("/proc/self/status").read().split(field + ":")[1].split()[0]) * 1024
 
 stored = open_pipeline(sys.argv[1])
-stored.parts["decoder"]()  # small, with the imports that any loading brings
+stored.components["decoder"]()  # small, with the imports that any loading brings
 gc.collect()
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = memory("VmRSS")
-part = stored.parts["upsampler_64"]()
+part = stored.components["upsampler_64"]()
 weights = sum(x.nbytes for x in part.state_dict().values())
 print(weights, memory("VmHWM") - before)
 """

@@ -1,5 +1,5 @@
 # ruff: noqa: F401 (the TYPE_CHECKING block is for tools)
-"""unclip: unCLIP (DALL-E 2) for PyTorch, in parts that work alone or together.
+"""unclip: unCLIP (DALL-E 2) for PyTorch, in components that work alone or together.
 
 Everything public is importable from here.  Names are resolved on first use, so that `import unclip` imports neither torch nor
 any stage; the same table tells `unclip.checkpoint` which class a name in a checkpoint means.
@@ -105,10 +105,17 @@ PUBLIC = {
     "upgrade_config": "unclip.convert.legacy",
 }
 
+RENAMED = {"TextEncoderConfig": "Caption"}  # former names, for one version
+
 __all__ = ["__version__", *PUBLIC]  # noqa: PLE0604 (the table is the list)
 
 
 def __getattr__(name: str) -> Any:
+    if name in RENAMED:
+        from .deprecation import warn
+
+        warn(f"unclip.{name}", RENAMED[name])
+        return __getattr__(RENAMED[name])
     if name not in PUBLIC:
         raise AttributeError(f"module 'unclip' has no attribute {name!r}; it has {', '.join(sorted(PUBLIC))}")
     return getattr(import_module(PUBLIC[name]), name)

@@ -16,18 +16,18 @@ from .config import Config, visible
 M = TypeVar("M", bound=nn.Module)
 
 
-def build(part_class: Callable[[Any], M], config: Config, dtype: torch.dtype | None = None) -> M:
-    """A part whose parameters, in `dtype`, wait on the meta device to be filled; its buffers are real."""
+def build(component_class: Callable[[Any], M], config: Config, dtype: torch.dtype | None = None) -> M:
+    """A component whose parameters, in `dtype`, wait on the meta device to be filled; its buffers are real."""
     dtype = dtype or torch.float32
     with torch.random.fork_rng(devices=[]):
         try:
             with _parameters_on_meta(dtype):
-                return part_class(config)
+                return component_class(config)
         except NotImplementedError:  # open_clip moves the models that it knows by name, and nothing moves off meta
-            part = part_class(config)
-    for parameter in part.parameters():
+            component = component_class(config)
+    for parameter in component.parameters():
         parameter.data = parameter.data.to(dtype)
-    return part
+    return component
 
 
 @contextmanager
@@ -46,37 +46,41 @@ def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
         hook.remove()
 
 
-def sketch(part_class: Callable[[Any], M], config: Config, dtype: torch.dtype | None = None, source: str = "the config") -> M:
+def sketch(
+    component_class: Callable[[Any], M], config: Config, dtype: torch.dtype | None = None, source: str = "the config"
+) -> M:
     """A part of this config on the meta device, parameters in `dtype`: which tensors it has, without memory for any of them.
 
     ValueError where there can be none of these sizes.
     """
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            part = part_class(config)
+            component = component_class(config)
     except (RuntimeError, ArithmeticError, TypeError) as error:  # of torch, for numbers that are too large, among others
         reason = visible((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise ValueError(f"{source} describes no {getattr(part_class, '__name__', 'part')} that can be built: {reason}") from None
-    for parameter in part.parameters():
+        raise ValueError(
+            f"{source} describes no {getattr(component_class, '__name__', 'part')} that can be built: {reason}"
+        ) from None
+    for parameter in component.parameters():
         parameter.data = parameter.data.to(dtype or torch.float32)
-    return part
+    return component
 
 
-def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor] | Mapping[str, Lazy], source: str) -> None:
+def compare(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor] | Mapping[str, Lazy], source: str) -> None:
     """ValueError that lists what is wrong, unless a file's tensors are those expected: by name, shape and kind of type."""
-    both = sorted(set(expected) & set(given))
+    both = sorted(set(expected) & set(actual))
     problems: dict[str, Sequence[str]] = {
-        "missing": sorted(set(expected) - set(given)),
-        "unexpected": sorted(set(given) - set(expected)),
+        "missing": sorted(set(expected) - set(actual)),
+        "unexpected": sorted(set(actual) - set(expected)),
         "of another shape": [
-            f"{name} (file {tuple(given[name].shape)}, config {tuple(expected[name].shape)})"
+            f"{name} (file {tuple(actual[name].shape)}, config {tuple(expected[name].shape)})"
             for name in both
-            if tuple(given[name].shape) != tuple(expected[name].shape)
+            if tuple(actual[name].shape) != tuple(expected[name].shape)
         ],
         "of another type": [
-            f"{name} (file {given[name].dtype}, config {expected[name].dtype})"
+            f"{name} (file {actual[name].dtype}, config {expected[name].dtype})"
             for name in both
-            if not _fits(given[name].dtype, expected[name].dtype)
+            if not _fits(actual[name].dtype, expected[name].dtype)
         ],
     }
     refuse_problems(source, problems)
@@ -93,8 +97,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
 def refuse_problems(source: str, problems: Mapping[str, Sequence[str]]) -> None:
     """ValueError that lists what is wrong with a file's tensors, unless nothing is."""
     if any(problems.values()):
-        told = [f"{len(names)} {title}: {_some(names)}" for title, names in problems.items() if names]
-        raise ValueError(f"{source} does not fit its config: {'; '.join(told)}")
+        lines = [f"{len(names)} {title}: {_first_names(names)}" for title, names in problems.items() if names]
+        raise ValueError(f"{source} does not fit its config: {'; '.join(lines)}")
 
 
 def refuse_broken(
@@ -112,12 +116,12 @@ def refuse_broken(
     wrong = [name for name, x in tensors.items() if not sound(name, x)]
     if wrong:
         reason = "the file, its type or its training is broken"
-        raise ValueError(f"{source} holds NaN or infinite weights in {_some(wrong)}: {reason}")
+        raise ValueError(f"{source} holds NaN or infinite weights in {_first_names(wrong)}: {reason}")
 
 
-def _fits(given: torch.dtype, wanted: torch.dtype) -> bool:
-    return given == wanted or (given.is_floating_point and wanted.is_floating_point)
+def _fits(actual: torch.dtype, wanted: torch.dtype) -> bool:
+    return actual == wanted or (actual.is_floating_point and wanted.is_floating_point)
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(map(visible, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -23,21 +23,24 @@ from unclip.weights.folder import files_of, renamed
 from .building import build, compare, fill, refuse_broken, sketch
 from .checks import dtype_of
 from .config import Config, visible
+from .deprecation import renamed_attributes
 from .files import read_json, write_files, write_folder
 from .hub import CONFIG, INDEX, locate
 from .index import PRIORS, Index
 
+__getattr__ = renamed_attributes(__name__, {"Part": "Component", "load_part": "load_component"})
+
 C = TypeVar("C", bound=Config)
-P = TypeVar("P", bound="Part[Any]")
+P = TypeVar("P", bound="Component[Any]")
 T = TypeVar("T")
 
 WEIGHTS, PROVENANCE = "model.safetensors", "provenance.json"
 FORMAT = 2  # of config.json and the names of tensors
-OWN = ("unclip", "prior", "decoder", "upsamplers")  # packages
+PACKAGES = ("unclip", "prior", "decoder", "upsamplers")  # packages
 
 
 class Record(Config, frozen=True, kw_only=True, rename={"kind": "class"}):
-    """A part's `config.json`: the public name of its class, and the config that builds it."""
+    """A component's `config.json`: the public name of its class, and the config that builds it."""
 
     kind: str
     config: msgspec.Raw
@@ -46,7 +49,7 @@ class Record(Config, frozen=True, kw_only=True, rename={"kind": "class"}):
     sha256: dict[str, str] = {}  # of its files of weights; what is not listed is not checked
 
 
-class Part(nn.Module, Generic[C]):
+class Component(nn.Module, Generic[C]):
     """A module built from one config, which makes it savable: `Stage(config)`."""
 
     config_class: ClassVar[type[Config]]
@@ -68,7 +71,7 @@ class Part(nn.Module, Generic[C]):
         write_folder(folder, lambda aside: self.write(aside, stored))
 
     def write(self, folder: Path, dtype: torch.dtype | None = None, component: str | None = None) -> None:
-        """The two files, into a folder that may be there.  `component`: what the part is in a pipeline, to be checked again."""
+        """The two files, into a folder that may be there.  `component`: what it is in a pipeline, to be checked again."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if dtype is not None:  # buffers are statistics: small, and worth their precision
@@ -82,37 +85,37 @@ class Part(nn.Module, Generic[C]):
         (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
 
     def check(self) -> None:
-        """ValueError where the part's statistics are none that data have; called when it was read, and before it is written."""
+        """ValueError where the statistics are none that data have; called after reading and before writing."""
 
     def record(self) -> Config:
-        """The config to store: it must build the same part without looking anything up."""
+        """The config to store: it must build the same component without looking anything up."""
         return self.config
 
     @classmethod
     def from_pretrained(
         cls: type[P], folder: str | Path, dtype: torch.dtype | str | None = None, variant: str | None = None
     ) -> P:
-        """Read a part from its folder; parameters arrive in `dtype`, float32 when not given.  variant: see `open_pipeline`."""
-        part = load_part(Path(folder).expanduser(), cls, None if dtype is None else dtype_of(dtype), variant)
-        assert isinstance(part, cls)
-        return part
+        """Read a component's folder; parameters arrive in `dtype`, float32 when not given.  variant: see `open_pipeline`."""
+        component = load_component(Path(folder).expanduser(), cls, None if dtype is None else dtype_of(dtype), variant)
+        assert isinstance(component, cls)
+        return component
 
 
 class Stored(NamedTuple):
-    """A pipeline on disk, of which nothing is loaded yet: calling an entry of `parts` loads that part."""
+    """A pipeline on disk, of which nothing is loaded yet: calling an entry of `components` loads that component."""
 
     folder: Path
     name: str
-    parts: dict[str, Callable[[], Part[Any]]]  # clip, prior, perhaps ar_prior, decoder, upsampler_<size> ascending
+    components: dict[str, Callable[[], Component[Any]]]  # clip, prior, perhaps ar_prior, decoder, upsampler_<size> ascending
     candidates: int
     provenance: dict[str, Any]
-    clip_identity: dict[str, Any] | None  # None: not recorded, the CLIP of these parts is taken at its word
+    clip_identity: dict[str, Any] | None  # None: not recorded, the CLIP of these components is taken at its word
     kind: str = "UnCLIP"
 
 
 def open_pipeline(
     source: str | Path,
-    classes: Mapping[str, type[Part[Any]]] | None = None,
+    classes: Mapping[str, type[Component[Any]]] | None = None,
     dtype: torch.dtype | str | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -129,12 +132,12 @@ def open_pipeline(
     if not (folder / INDEX).is_file():
         return _public().open_foreign(folder, str(source), dtype, variant)
     index, known = Index.load(folder / INDEX), dict(classes or {})
-    names = [name for name in ("clip", *PRIORS, "decoder", "guide") if name in index.parts] + index.upsamplers
-    kinds = {name: known.get(index.parts[name], index.parts[name]) for name in names}
+    names = [name for name in ("clip", *PRIORS, "decoder", "guide") if name in index.components] + index.upsamplers
+    kinds = {name: known.get(index.components[name], index.components[name]) for name in names}
     return Stored(
         folder=folder,
         name=index.name,
-        parts={name: partial(load_part, folder / name, kind, dtype, variant, name) for name, kind in kinds.items()},
+        components={name: partial(load_component, folder / name, kind, dtype, variant, name) for name, kind in kinds.items()},
         candidates=index.candidates,
         provenance=read_provenance(folder / PROVENANCE),
         clip_identity=dict(index.clip_identity),
@@ -148,59 +151,61 @@ def kind_of(source: str | Path, revision: str | None = None) -> str:
     return Index.load(path).kind if path.is_file() else "UnCLIP"
 
 
-def load_part(
+def load_component(
     folder: Path,
-    kind: str | type[Part[Any]],
+    kind: str | type[Component[Any]],
     dtype: torch.dtype | None = None,
     variant: str | None = None,
-    component: str | None = None,
-) -> Part[Any]:
-    """Build the part that `folder` describes and fill it, strictly.  `kind`: a public name of unclip, or the class itself.
+    role: str | None = None,
+) -> Component[Any]:
+    """Build the component that `folder` describes and fill it, strictly.  `kind`: a public name of unclip, or the class itself.
 
     Nothing is built before the headers of its weights were found to hold just the tensors that its config asks for.
-    component: what it stands for in a pipeline, refused if it was saved as another.
+    role: what it stands for in a pipeline, refused if it was saved as another.
     """
-    part_class = class_of(kind, Part) if isinstance(kind, str) else kind
-    record = _record(folder, part_class, component)
-    config = part_class.config_class.from_json(_upgraded(record), source=str(folder / CONFIG))
+    cls = class_of(kind, Component) if isinstance(kind, str) else kind
+    record = _record(folder, cls, role)
+    config = cls.config_class.from_json(_upgraded(record), source=str(folder / CONFIG))
     weights = find_weights(folder, variant, ("model",), ("safetensors",))
     files = files_of(weights)
-    given = {name: lazy for file in files for name, lazy in lazily(file).items()}
+    lazies = {name: lazy for file in files for name, lazy in lazily(file).items()}
 
-    def today(part: nn.Module) -> dict[str, str]:
-        """What the tensors in the files are called -> what the part calls them; ValueError unless they fit."""
-        expected = part.state_dict()
-        names = _names(record, expected, given, str(weights))
-        compare(expected, {names[name]: lazy for name, lazy in given.items()}, str(weights))
+    def today(component: nn.Module) -> dict[str, str]:
+        """What the tensors in the files are called -> what the component calls them; ValueError unless they fit."""
+        expected = component.state_dict()
+        names = _names(record, expected, lazies, str(weights))
+        compare(expected, {names[name]: lazy for name, lazy in lazies.items()}, str(weights))
         return names
 
-    if part_class.__module__.partition(".")[0] in OWN:  # on the meta device a class from outside may not get along
-        today(sketch(part_class, config, source=str(folder / CONFIG)))
-    part = build(part_class, config, dtype)
-    names = today(part)
-    types = {name: tensor.dtype for name, tensor in part.state_dict().items()}
+    if cls.__module__.partition(".")[0] in PACKAGES:  # on the meta device a class from outside may not get along
+        today(sketch(cls, config, source=str(folder / CONFIG)))
+    component = build(cls, config, dtype)
+    names = today(component)
+    types = {name: tensor.dtype for name, tensor in component.state_dict().items()}
     stored = {name: types[new] for name, new in names.items()}
     tensors = {name: x for file in files for name, x in read_tensors(file, stored, record.sha256.get(file.name)).items()}
-    fill(part, {names[name]: tensor for name, tensor in tensors.items()}, source=str(weights))
+    fill(component, {names[name]: tensor for name, tensor in tensors.items()}, source=str(weights))
     try:
-        part.check()
+        component.check()
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from None
-    return part.eval()
+    return component.eval()
 
 
-def _record(folder: Path, part_class: type[Part[Any]], component: str | None) -> Record:
+def _record(folder: Path, cls: type[Component[Any]], role: str | None) -> Record:
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} holds no part: {CONFIG} is missing (a part is a folder with {CONFIG} and {WEIGHTS})")
+        raise ValueError(
+            f"{folder} holds no component: {CONFIG} is missing (a component is a folder with {CONFIG} and {WEIGHTS})"
+        )
     record = Record.load(path)
-    if record.kind != part_class.__name__:
-        raise ValueError(f"{path} describes the class {visible(record.kind)!r}; expected {part_class.__name__!r}")
+    if record.kind != cls.__name__:
+        raise ValueError(f"{path} describes the class {visible(record.kind)!r}; expected {cls.__name__!r}")
     if record.format > FORMAT:
         raise ValueError(f"{path} has format {record.format}, and this unclip reads up to {FORMAT}: it was made by a newer one")
-    if component and record.component not in (None, component):
-        told = f"{path} was saved as the {visible(record.component)} of its pipeline, and stands here as the {component}"
-        raise ValueError(f"{told}: have folders been exchanged?  (What is meant so goes through UnCLIP(...).save_pretrained.)")
+    if role and record.component not in (None, role):
+        problem = f"{path} was saved as the {visible(record.component)} of its pipeline, and stands here as the {role}"
+        raise ValueError(f"{problem}: have folders been exchanged?  (What is meant so goes through UnCLIP(...).save_pretrained.)")
     return record
 
 
@@ -221,17 +226,17 @@ def older_name(kind: str, name: str) -> str:
     return str(_public().older_name(kind, name))
 
 
-def _names(record: Record, expected: Collection[str], given: Mapping[str, Any], source: str) -> dict[str, str]:
+def _names(record: Record, expected: Collection[str], stored: Mapping[str, Any], source: str) -> dict[str, str]:
     """What the tensors in the files are called -> what they are called here today."""
     older = {older_name(record.kind, name): name for name in expected} if record.format < FORMAT else {}
-    names = {name: older.get(name, name) for name in given}
+    names = {name: older.get(name, name) for name in stored}
     if set(names.values()) != set(expected):  # saved from a module that was compiled, or trained in parallel
-        names = {name: older.get(new, new) for name, new in renamed(given, source).items()}
+        names = {name: older.get(new, new) for name, new in renamed(stored, source).items()}
     return names
 
 
 def seal(folder: str | Path, component: str | None = None) -> None:
-    """Write the SHA-256 of a part's weights into its `config.json`: for folders that other tools have made or changed."""
+    """Write the SHA-256 of a component's weights into its `config.json`: for folders that other tools have made or changed."""
     folder = Path(folder)
     record = read_json(folder / CONFIG)
     config = record.pop("config", None)
@@ -259,12 +264,12 @@ def _public() -> Any:
 def class_of(name: str, base: type[T]) -> type[T]:
     """What a class name in a file means: a public name of the package, of a kind of `base`; nothing else.  ValueError."""
     unclip = _public()
-    found = getattr(unclip, name) if name in unclip.PUBLIC else None
-    if not (isinstance(found, type) and issubclass(found, base)):
+    cls = getattr(unclip, name) if name in unclip.PUBLIC else None
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         shown = repr(visible(name, 60))
-        told = f"unclip {unclip.__version__} knows no {base.__name__.lower()} {shown}"
-        raise ValueError(f"{told}: was it made by a newer one, or is it a class to pass as classes={{{shown}: ...}}?")
-    return found
+        problem = f"unclip {unclip.__version__} knows no {base.__name__.lower()} {shown}"
+        raise ValueError(f"{problem}: was it made by a newer one, or is it a class to pass as classes={{{shown}: ...}}?")
+    return cls
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -272,22 +277,22 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def fingerprint(part: object) -> str:
-    """A short name for a part's class, settings and weights.
+def fingerprint(component: object) -> str:
+    """A short name for a component's class, settings and weights.
 
     Of each tensor the ends are read, in half precision: any training changes them, storing them in float16 does not.
     """
-    if isinstance(part, Part) and part.kept_fingerprint is not None:
-        return part.kept_fingerprint
-    digest = hashlib.blake2b(type(part).__name__.encode(), digest_size=8)
-    config = part.record() if isinstance(part, Part) else getattr(part, "config", None)
+    if isinstance(component, Component) and component.kept_fingerprint is not None:
+        return component.kept_fingerprint
+    digest = hashlib.blake2b(type(component).__name__.encode(), digest_size=8)
+    config = component.record() if isinstance(component, Component) else getattr(component, "config", None)
     if isinstance(config, Config):
         settings = msgspec.to_builtins(config)
         for name in ("sampling", "inversion"):  # how it is used by default, not what it is
             settings.pop(name, None)
         digest.update(json.dumps(settings, sort_keys=True).encode())
-    if isinstance(part, nn.Module):
-        for name, tensor in part.state_dict().items():
+    if isinstance(component, nn.Module):
+        for name, tensor in component.state_dict().items():
             flat = tensor.detach().flatten()
             ends = torch.cat([flat[:16], flat[-16:]]).cpu().to(torch.float16)
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())

@@ -29,10 +29,10 @@ def dtype_of(value: Any) -> torch.dtype:
     """A type of floating point numbers, also by its name, as "bfloat16"; ValueError for anything else."""
     if isinstance(value, torch.dtype) and value.is_floating_point:
         return value
-    found = NAMES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
-    if found is None:
+    dtype = NAMES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+    if dtype is None:
         raise ValueError(f"no dtype {value!r}; there are {', '.join(NAMES)}")
-    return found
+    return dtype
 
 
 def device_of(value: Any) -> torch.device:

@@ -171,8 +171,8 @@ class ConditionEncoder(nn.Module):
         rows_of(cond)
         for name in cond._fields:
             if getattr(cond, name) is not None and name not in takes:
-                told = f"it takes {', '.join(takes)}" if takes else "it takes none"
-                raise ValueError(f"this {self.what} was not built for the condition {name!r}; {told}")
+                known = f"it takes {', '.join(takes)}" if takes else "it takes none"
+                raise ValueError(f"this {self.what} was not built for the condition {name!r}; {known}")
         wanted, embed = self.config.image_embed, cond.image_embed
         if embed is not None and wanted is not None:
             if embed.ndim != 2 or embed.shape[1] != wanted.embed_dim:
@@ -205,8 +205,8 @@ class ImageEmbeddingCondition(nn.Module):
     def set_null(self, embed: Float[Tensor, "1 d"]) -> None:
         """Store the raw embedding that stands for none (null "given")."""
         if self.config.null != "given" or embed.shape != (1, self.config.embed_dim):
-            told = f"null is {self.config.null!r}, the embedding's shape {tuple(embed.shape)}"
-            raise ValueError(f"set_null takes one embedding (1, {self.config.embed_dim}), for null 'given'; {told}")
+            problem = f"null is {self.config.null!r}, the embedding's shape {tuple(embed.shape)}"
+            raise ValueError(f"set_null takes one embedding (1, {self.config.embed_dim}), for null 'given'; {problem}")
         self.null.copy_(embed[0])
 
     def forward(self, embed: Tensor | None, count: int, drop: Tensor | None = None) -> Share:
@@ -215,8 +215,8 @@ class ImageEmbeddingCondition(nn.Module):
             raise ValueError("this network's null is an embedding that it was not given: set_null_image(embedding)")
         image = null.to(self.to_emb.weight.dtype).expand(count, -1)  # (b, d)
         if embed is not None:
-            given = self._scaled(embed.to(image.device)).to(image.dtype)
-            image = given if drop is None else torch.where(drop[:, None], image, given)
+            scaled = self._scaled(embed.to(image.device)).to(image.dtype)
+            image = scaled if drop is None else torch.where(drop[:, None], image, scaled)
         tokens = self.to_tokens(image).unflatten(-1, (self.config.tokens, -1))  # (b, tokens, width)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Share(self.norm_emb(self.to_emb(image)), self.norm_tokens(tokens), mask)

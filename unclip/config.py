@@ -14,7 +14,7 @@ C = TypeVar("C", bound="Config")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
 # Sizes that no tensor in a file bears out, and counts of modules, which take time even without weights: bounded wherever a config
 # is read, so that a slip in a number asks neither for hours nor for all memory.
-Few = Annotated[int, msgspec.Meta(le=100)]
+AtMost100 = Annotated[int, msgspec.Meta(le=100)]
 Layers = Annotated[int, msgspec.Meta(le=1_000)]
 Levels = Annotated[tuple[int, ...], msgspec.Meta(max_length=16)]
 Positions = Annotated[int, msgspec.Meta(le=10_000)]
@@ -54,8 +54,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-            told = visible(error, 500)
-            raise ValueError(f"{source} is no {cls.__name__}: {told}{_known(cls, str(error))}") from None
+            problem = visible(error, 500)
+            raise ValueError(f"{source} is no {cls.__name__}: {problem}{_known(cls, str(error))}") from None
 
     @classmethod
     def load(cls: type[C], path: str | Path) -> C:
@@ -132,4 +132,4 @@ def visible(text: object, most: int = 200) -> str:
     """Text from a file, fit for a terminal: control characters as escapes (`\\x1b`), and what is longer than `most` cut."""
     text = str(text)
     cut = text if len(text) <= most else f"{text[:most]}..."
-    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), cut)
+    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), cut)

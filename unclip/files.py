@@ -47,8 +47,8 @@ def regular_file(path: str | Path) -> Path:
 def refuse_pointer(path: Path, start: bytes) -> None:
     """ValueError where a file starts as git-lfs writes what stands in for a large one that was not fetched."""
     if start.startswith(POINTER):
-        told = f"{path} is a git-lfs pointer of {path.stat().st_size} bytes, not the file itself"
-        raise ValueError(f"{told}: fetch that with `git lfs pull`, or download it")
+        problem = f"{path} is a git-lfs pointer of {path.stat().st_size} bytes, not the file itself"
+        raise ValueError(f"{problem}: fetch that with `git lfs pull`, or download it")
 
 
 def read_text(path: str | Path) -> str:
@@ -62,12 +62,12 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        found = json.loads(read_text(path))
+        value = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {visible(error)}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, not a {type(value).__name__}")
+    return value
 
 
 def sync(path: Path) -> None:
@@ -83,6 +83,8 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
 def write_files(files: Iterable[tuple[Path, bytes]]) -> None:
     """Write files aside, sync, then put them all in place: all or none, and where one fails, what was there before stays.
 

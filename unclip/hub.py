@@ -38,16 +38,20 @@ def _from_hub(source: str, revision: str | None, shipped: list[str]) -> Path:
     match = _HUB_ID.fullmatch(source)
     if not match:
         known = ", ".join(shipped) or "none"
-        told = "otherwise give a folder or a hub id owner/name, also owner/name@revision"
-        raise ValueError(f"no model {visible(source)!r}: shipped are {known}; {told}")
+        expected = "otherwise give a folder or a hub id owner/name, also owner/name@revision"
+        raise ValueError(f"no model {visible(source)!r}: shipped are {known}; {expected}")
     name, pinned = match.groups()
     if pinned and revision not in (None, pinned):
         raise ValueError(f"{source} names a revision, and revision is {revision!r}: give one of them")
     revision = revision or pinned
     folder = download(name, ["*.json", "*.safetensors"], revision)
     # Old repositories hold pickles only; unclip.convert reads their tensors without running anything in them.
-    bare = [part.name for part in folder.iterdir() if (part / CONFIG).is_file() and not any(part.glob("*.safetensors"))]
-    return download(name, [f"{part}/*.bin" for part in sorted(bare)], revision) if bare else folder
+    bare = [
+        subfolder.name
+        for subfolder in folder.iterdir()
+        if (subfolder / CONFIG).is_file() and not any(subfolder.glob("*.safetensors"))
+    ]
+    return download(name, [f"{subfolder}/*.bin" for subfolder in sorted(bare)], revision) if bare else folder
 
 
 def repository(source: str) -> str:
@@ -66,5 +70,5 @@ def download(name: str, patterns: list[str], revision: str | None = None) -> Pat
     except Exception as error:  # of the hub's, the HTTP library's and the system's own kinds
         reason = visible((str(error).strip() or type(error).__name__).splitlines()[0], 500)
         which = f"{name} at {revision}" if revision else name
-        told = f"{which} is no folder here, and the Hugging Face hub did not give it: {reason}"
-        raise ValueError(f"{told} (without a network, give the path of a folder that holds its files)") from None
+        problem = f"{which} is no folder here, and the Hugging Face hub did not give it: {reason}"
+        raise ValueError(f"{problem} (without a network, give the path of a folder that holds its files)") from None

@@ -40,7 +40,7 @@ def png(image: Float[Tensor, "3 h w"], text: Mapping[str, str]) -> bytes:
     return png_bytes(to_pil(image), text)
 
 
-def png_bytes(picture: Image, text: Mapping[str, str]) -> bytes:
+def png_bytes(image: Image, text: Mapping[str, str]) -> bytes:
     """The same of a PIL picture."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -48,7 +48,7 @@ def png_bytes(picture: Image, text: Mapping[str, str]) -> bytes:
     for key, value in {**text, "version": __version__, "Software": f"unclip {__version__}"}.items():
         info.add_itxt(key, value)
     buffer = BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=info)
+    image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 
@@ -56,8 +56,8 @@ def metadata(path: str | Path) -> dict[str, str]:
     """The text fields of a PNG that this package wrote."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return dict(getattr(picture, "text", {}))
+    with Image.open(path) as image:
+        return dict(getattr(image, "text", {}))
 
 
 def save_grid(images: Float[Tensor, "n 3 h w"], path: Path) -> None:
@@ -84,7 +84,7 @@ def sheet(rows: Sequence[Sequence[Image]], labels: Sequence[Sequence[str]], titl
     """Pictures in rows, each above its label; smaller ones are brought to the largest's width, by whole pixels where small."""
     from PIL import Image, ImageDraw, ImageFont
 
-    cell = max(max(picture.width for row in rows for picture in row), 96)
+    cell = max(max(image.width for row in rows for image in row), 96)
     columns = max(len(row) for row in rows)
     points = max(11, cell // 14)
     font = ImageFont.load_default(size=points)
@@ -97,29 +97,29 @@ def sheet(rows: Sequence[Sequence[Image]], labels: Sequence[Sequence[str]], titl
     if title:
         draw.text((gap, line // 3), title, fill="black", font=ImageFont.load_default(size=round(1.2 * points)))
     for row, names, height in zip(rows, wrapped, heights):
-        for column, (picture, name) in enumerate(zip(row, names)):
+        for column, (image, name) in enumerate(zip(row, names)):
             left = gap + column * (cell + gap)
-            page.paste(_scaled(picture, cell), (left, top))
+            page.paste(_scaled(image, cell), (left, top))
             draw.multiline_text((left, top + cell + line // 6), "\n".join(name), fill="black", font=font, spacing=line - points)
         top += height
     return page
 
 
-def animation(pictures: Sequence[Image], suffix: str) -> bytes:
+def animation(images: Sequence[Image], suffix: str) -> bytes:
     """A looping .gif or .webp, the last picture held."""
     buffer = BytesIO()
-    durations = [FRAME_MS] * (len(pictures) - 1) + [HOLD_MS]
+    durations = [FRAME_MS] * (len(images) - 1) + [HOLD_MS]
     options = {"lossless": True} if suffix == ".webp" else {}
-    pictures[0].save(
-        buffer, format=suffix[1:].upper(), save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options
+    images[0].save(
+        buffer, format=suffix[1:].upper(), save_all=True, append_images=images[1:], duration=durations, loop=0, **options
     )
     return buffer.getvalue()
 
 
-def _scaled(picture: Image, cell: int) -> Image:
+def _scaled(image: Image, cell: int) -> Image:
     from PIL.Image import Resampling
 
-    if picture.width == cell:
-        return picture
-    whole = cell % picture.width == 0
-    return picture.resize((cell, cell), Resampling.NEAREST if whole else Resampling.BICUBIC)
+    if image.width == cell:
+        return image
+    whole = cell % image.width == 0
+    return image.resize((cell, cell), Resampling.NEAREST if whole else Resampling.BICUBIC)

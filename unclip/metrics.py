@@ -100,7 +100,7 @@ def precision_recall(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"], k:
     return PrecisionRecall((across <= _radius(real, k)[:, None]).any(0), (across <= _radius(drawn, k)).any(1))
 
 
-def ranks(scores: Float[Tensor, "n m"], own: Int[Tensor, " n"], groups: Int[Tensor, " m"] | None = None) -> Int[Tensor, " n"]:
+def ranks(scores: Float[Tensor, "n m"], targets: Int[Tensor, " n"], groups: Int[Tensor, " m"] | None = None) -> Int[Tensor, " n"]:
     """How many candidates score above the own one (rank 0 = retrieved first).
 
     groups: candidates of a group count as one, by the best of them, and any of the own group is a hit.
@@ -109,8 +109,8 @@ def ranks(scores: Float[Tensor, "n m"], own: Int[Tensor, " n"], groups: Int[Tens
         count = int(groups.max()) + 1
         best = scores.new_full((len(scores), count), -torch.inf)
         scores = best.scatter_reduce(1, groups.to(scores.device).expand(len(scores), -1), scores, "amax")
-        own = groups[own]
-    return (scores > scores.gather(1, own.to(scores.device)[:, None])).sum(1)
+        targets = groups[targets]
+    return (scores > scores.gather(1, targets.to(scores.device)[:, None])).sum(1)
 
 
 def recall_at(ranks: Int[Tensor, " n"], k: int) -> Float[Tensor, " n"]:

@@ -1,11 +1,11 @@
-"""Pipelines that are larger than memory: at most one part has its weights there, the one that was used last.
+"""Pipelines that are larger than memory: at most one component has its weights there, the one that was used last.
 
-A part keeps its config, statistics and hooks; its parameters wait on the meta device.  Using it lets go of the weights of the
-part before it and reads its own from their files, by the loader that made it: whatever can be loaded can be offloaded, from any
-format, with the same numbers to the last bit, and no second copy of the weights waits anywhere (moving them between two devices
-would keep one).  The weights stay until another part is used, so that all chunks of pictures share one reading.
+A component keeps its config, statistics and hooks; its parameters wait on the meta device.  Using it lets go of the weights of
+the one before it and reads its own from their files, by the loader that made it: whatever can be loaded can be offloaded, from
+any format, with the same numbers to the last bit, and no second copy of the weights waits anywhere (moving them between two
+devices would keep one).  The weights stay until another component is used, so that all chunks of pictures share one reading.
 
-Of a part's networks that take turns over the steps (`Part.offload_groups`) one is there.
+Of a component's networks that take turns over the steps (`Component.offload_groups`) one is there.
 
 What it costs: each stage is read again in each run, one whose networks take turns once for each; and all are read once at the
 start, one after the other, which finds a broken file before minutes are spent.
@@ -24,36 +24,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import Part, fingerprint
+from .checkpoint import Component, fingerprint
 
-# What needs weights, of all parts; other methods call these.
+# What needs weights, of all components; other methods call these.
 WHOLE = "write"  # with the networks that take turns
 USES = ("encode_image", "encode_text", "encode_tokens", "loss", "loss_pairs", "denoise", "sample", "invert", WHOLE)
 MMAP_THRESHOLD = -3  # its number for mallopt
 
 
 class Offload:
-    """Keeps the weights of at most one of its parts in memory, on `device`.  Threads take turns: one part runs at a time."""
+    """Keeps at most one component's weights in memory, on `device`.  Threads take turns: one component runs at a time."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.resident: Part[Any] | None = None
+        self.resident: Component[Any] | None = None
         self.lock = threading.RLock()
 
-    def add(self, load: Callable[[], Part[Any]]) -> Part[Any]:
-        """The part that `load` makes, whose weights are there until another one's are needed; `load` reads them again."""
+    def add(self, load: Callable[[], Component[Any]]) -> Component[Any]:
+        """The component that `load` makes, whose weights are there until another one's are needed; `load` reads them again."""
         self.release()
         with _pages_apart():
-            part = load().to(self.device)
-        part.offload, part.kept_fingerprint = self, fingerprint(part)
+            component = load().to(self.device)
+        component.offload, component.kept_fingerprint = self, fingerprint(component)
         for name in USES:
-            if hasattr(part, name):
-                setattr(part, name, self._using(part, load, getattr(part, name), whole=name == WHOLE))
-        for name in part.offload_groups:
-            part.get_submodule(name).register_forward_pre_hook(self._turn(part, load, name))
-        self.resident = part
-        _let_go(part, part.offload_groups[1:])
-        return part
+            if hasattr(component, name):
+                setattr(component, name, self._using(component, load, getattr(component, name), whole=name == WHOLE))
+        for name in component.offload_groups:
+            component.get_submodule(name).register_forward_pre_hook(self._turn(component, load, name))
+        self.resident = component
+        _let_go(component, component.offload_groups[1:])
+        return component
 
     def to(self, device: torch.device | str) -> None:
         """Where weights are put from now on."""
@@ -62,12 +62,12 @@ class Offload:
 
     def release(self) -> None:
         """Let go of all weights."""
-        part, self.resident = self.resident, None
-        if part is not None:
-            _let_go(part, [""])
+        component, self.resident = self.resident, None
+        if component is not None:
+            _let_go(component, [""])
 
     def _using(
-        self, part: Part[Any], load: Callable[[], Part[Any]], method: Callable[..., Any], whole: bool
+        self, component: Component[Any], load: Callable[[], Component[Any]], method: Callable[..., Any], whole: bool
     ) -> Callable[..., Any]:
         @functools.wraps(method)
         def use(*args: Any, **settings: Any) -> Any:
@@ -75,43 +75,43 @@ class Offload:
                 return run(*args, **settings)
 
         def run(*args: Any, **settings: Any) -> Any:
-            if self.resident is not part or (whole and any(p.is_meta for p in part.parameters())):
+            if self.resident is not component or (whole and any(p.is_meta for p in component.parameters())):
                 self.release()
-                self._read(part, load, "")
-                self.resident = part
+                self._read(component, load, "")
+                self.resident = component
                 if not whole:
-                    _let_go(part, part.offload_groups[1:])
+                    _let_go(component, component.offload_groups[1:])
             made = method(*args, **settings)
             if whole:
-                _let_go(part, part.offload_groups[1:])
+                _let_go(component, component.offload_groups[1:])
             return made
 
         return use
 
-    def _turn(self, part: Part[Any], load: Callable[[], Part[Any]], name: str) -> Callable[[nn.Module, Any], None]:
+    def _turn(self, component: Component[Any], load: Callable[[], Component[Any]], name: str) -> Callable[[nn.Module, Any], None]:
         """Before the network of that name runs: its weights in place of those of the others."""
 
-        def turn(module: nn.Module, given: Any) -> None:
+        def turn(module: nn.Module, args: Any) -> None:
             if any(p.is_meta for p in module.parameters()):
-                _let_go(part, part.offload_groups)
-                self._read(part, load, name)
+                _let_go(component, component.offload_groups)
+                self._read(component, load, name)
 
         return turn
 
-    def _read(self, part: Part[Any], load: Callable[[], Part[Any]], name: str) -> None:
-        """The weights of the submodule `name`.  Parameters alone: statistics that were measured since are the part's own."""
+    def _read(self, component: Component[Any], load: Callable[[], Component[Any]], name: str) -> None:
+        """The weights of the submodule `name`.  Parameters alone: statistics that were measured since are the component's own."""
         with _pages_apart():
-            for own, fresh in zip(part.get_submodule(name).modules(), load().get_submodule(name).modules(), strict=True):
+            for module, fresh in zip(component.get_submodule(name).modules(), load().get_submodule(name).modules(), strict=True):
                 for key, parameter in fresh._parameters.items():
-                    own._parameters[key] = _laid_out(parameter, own._parameters[key])
-            part.get_submodule(name).to(self.device)
+                    module._parameters[key] = _laid_out(parameter, module._parameters[key])
+            component.get_submodule(name).to(self.device)
         _trim()
 
 
-def _let_go(part: Part[Any], names: Iterable[str]) -> None:
+def _let_go(component: Component[Any], names: Iterable[str]) -> None:
     """Of the weights of these submodules."""
     for name in names:
-        for module in part.get_submodule(name).modules():
+        for module in component.get_submodule(name).modules():
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     empty = torch.empty_like(parameter, device="meta")
@@ -157,6 +157,6 @@ def _glibc() -> Any:
 def _laid_out(parameter: nn.Parameter | None, like: nn.Parameter | None) -> nn.Parameter | None:
     """In the memory layout that the pipeline has given it: the last bit of a convolution depends on that."""
     if parameter is not None and like is not None and parameter.stride() != like.stride():
-        own = torch.empty_strided(like.shape, like.stride(), dtype=parameter.dtype, device=parameter.device)
-        parameter.data = own.copy_(parameter.data)
+        module = torch.empty_strided(like.shape, like.stride(), dtype=parameter.dtype, device=parameter.device)
+        parameter.data = module.copy_(parameter.data)
     return parameter

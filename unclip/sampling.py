@@ -1,11 +1,11 @@
-"""How a part samples, and how a decoder inverts: values, saved with each part as its defaults."""
+"""How a component samples, and how a decoder inverts: values, saved with each component as its defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from .config import Config, Few, Steps
+from .config import AtMost100, Config, Steps
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
 VarianceName = Literal["small", "large", "learned", "analytic"]
@@ -13,7 +13,7 @@ FAST27 = "fast27"  # GLIDE's 27 steps
 
 
 class Sampling(Config, frozen=True, kw_only=True):
-    """How a part samples: a value, saved with each part as its default."""
+    """How a component samples: a value, saved with each component as its default."""
 
     sampler: Sampler = "ddim"
     # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
@@ -22,7 +22,7 @@ class Sampling(Config, frozen=True, kw_only=True):
     interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
     eta: float = 0.0  # ddim only
     variance: VarianceName = "small"  # ddpm only
-    # None, "static" (clip x0 to the part's range) or the quantile of dynamic thresholding, for instance 0.995.
+    # None, "static" (clip x0 to the component's range) or the quantile of dynamic thresholding, for instance 0.995.
     threshold: Literal["static"] | float | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Inversion(Config, frozen=True, kw_only=True):
     """
 
     steps: Steps | str | tuple[int, ...] = 100
-    refine: Few = 2  # fixed-point iterations of each step, each as costly as the step itself
+    refine: AtMost100 = 2  # fixed-point iterations of each step, each as costly as the step itself
     lowest: int = 20
 
     def __post_init__(self) -> None:

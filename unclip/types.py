@@ -1,4 +1,4 @@
-"""The values that travel between the parts, and the contracts that the parts keep.
+"""The values that travel between the components, and the contracts that the components keep.
 
 Conventions at every public border: images are float (b, 3, h, w) in [-1, 1]; image and text embeddings are CLIP's raw projected
 vectors (b, d), not normalised; timesteps are int64 (b) in 1..T on the CPU (t = 0 is clean data and is never fed to a network);
@@ -7,7 +7,6 @@ masks are True where there is something real.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,13 +29,13 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, captions: Sequence[str]) -> Text:
-        """Captions that no encoder has read, for parts with a tokenizer of their own: one position each, where no token is."""
+        """Captions that no encoder has read, for components with a tokenizer of their own: one position each, no token."""
         blank = torch.zeros(len(captions), 1, dtype=torch.int64)
         return cls(list(captions), blank, None, None, blank.bool())
 
     @property
     def blank(self) -> Bool[Tensor, " b"]:
-        """True where there is no caption: every part reads that as its null."""
+        """True where there is no caption: every component reads that as its null."""
         return torch.tensor([not string.strip() for string in self.strings], device=self.mask.device)
 
     @property
@@ -71,7 +70,7 @@ def joined(texts: Sequence[Text]) -> Text:
 
 
 class Cond(NamedTuple):
-    """What a decoder or upsampler may be conditioned on.  None = that part's null; a part refuses what it was not built for."""
+    """What a decoder or upsampler may be conditioned on.  None = its null; what a component was not built for it refuses."""
 
     image_embed: Float[Tensor, "b d"] | None = None
     text: Text | None = None
@@ -173,9 +172,9 @@ class ImageTextEncoder(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """P(z_i | y): draws CLIP image embeddings for captions.  How is the part's own business: `Sampling`, or a config like it.
+    """P(z_i | y): draws CLIP image embeddings for captions.  How is its own business: `Sampling`, or a config like it.
 
-    A part may also have `candidates`, the number of embeddings drawn per picture of which the nearest to the caption is kept.
+    A component may also have `candidates`, how many embeddings are drawn per picture; the nearest to the caption is kept.
     """
 
     def loss(self, image_embed: Float[Tensor, "b d"], text: Text, *, noise: Noise) -> Losses: ...
@@ -227,7 +226,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class Upsampler(Protocol):
-    """P(x_high | x_low): multiplies the resolution by `scale`.  A part may also have `takes`, as decoders do; else nothing."""
+    """P(x_high | x_low): multiplies the resolution by `scale`.  It may also have `takes`, as decoders do; else nothing."""
 
     scale: int
 
@@ -263,44 +262,6 @@ class Labelled(Protocol):
 
     @property
     def label_names(self) -> tuple[str, ...]: ...  # by number; () = they have no names
-
-
-# Passed only when there is something to pass: parts may lack them.  A part that has no denoiser to wrap may take
-# on_step(step, steps, state), called after each of its passes.
-OPTIONAL = ("negative", "wrap", "on_step")
-
-
-def accepts(method: Callable[..., Any], name: str) -> bool:
-    """Whether a part's method takes the optional argument `name` of its contract."""
-    try:
-        parameters = inspect.signature(method).parameters.values()
-    except (TypeError, ValueError):  # written in another language: nothing is known of it
-        return True
-    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def keep_contract(part: object, contract: type) -> None:
-    """ValueError unless the part has what the contract asks for, and its methods can be called as the contract's are."""
-    methods = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
-    lacks = [name for name in (*contract.__annotations__, *methods) if not hasattr(part, name)]
-    if isinstance(part, type):
-        raise ValueError(f"a part is an object, not the class {part.__name__} itself")
-    told = f"{type(part).__name__} does not keep the contract {contract.__name__} of unclip.types"
-    if lacks:
-        raise ValueError(f"{told}: it lacks {', '.join(lacks)}")
-    for name in methods:
-        asked = list(inspect.signature(vars(contract)[name]).parameters.values())[1:]  # without self
-        try:
-            own = inspect.signature(getattr(part, name))
-        except (TypeError, ValueError):  # written in another language: nothing is known of it
-            continue
-        asked = [p for p in asked if p.name not in OPTIONAL]
-        by_name = {p.name: None for p in asked if p.kind is p.KEYWORD_ONLY}
-        try:
-            own.bind(*asked[: len(asked) - len(by_name)], **by_name)
-        except TypeError as error:
-            is_, must = (f"{name}({', '.join(p.name for p in some)})" for some in (own.parameters.values(), asked))
-            raise ValueError(f"{told}: it has {is_} where it must have {must}: {error}") from None
 
 
 def best_of(embeds: Float[Tensor, "b n d"], text_embed: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

@@ -51,19 +51,19 @@ def bsr(image: Float[Tensor, "3 H W"], scale: int, strength: Strength, noise: No
         x, factor = _resize(x, (max(1, height // 2), max(1, width // 2)), mode), 2
     steps = ["blur0", "blur1"][: strength.blurs] + ["shrink", "fit", "noise", "jpeg", "camera"]
     for name in _order(steps, noise.at("order")):
-        own = noise.at(name)
+        stream = noise.at(name)
         if name.startswith("blur"):
-            x = blur(x, draw_kernel(factor, strength, own))
+            x = blur(x, draw_kernel(factor, strength, stream))
         elif name == "shrink":
-            x = _shrink(x, factor, strength, own)
+            x = _shrink(x, factor, strength, stream)
         elif name == "fit":
-            x = _resize(x, (height // scale, width // scale), _mode(own))
+            x = _resize(x, (height // scale, width // scale), _mode(stream))
         elif name == "noise":
-            x = gaussian_noise(x, *strength.noise, own)
-        elif name == "jpeg" and _chance(own.at("chance"), 0.9):
-            x = jpeg(x, _between(*strength.jpeg, own.at("quality")))
-        elif name == "camera" and _chance(own.at("chance"), 0.25):
-            x = camera_noise(x, own, strength.shot)
+            x = gaussian_noise(x, *strength.noise, stream)
+        elif name == "jpeg" and _chance(stream.at("chance"), 0.9):
+            x = jpeg(x, _between(*strength.jpeg, stream.at("quality")))
+        elif name == "camera" and _chance(stream.at("chance"), 0.25):
+            x = camera_noise(x, stream, strength.shot)
     return jpeg(x, _between(*strength.jpeg, noise.at("last_jpeg")))
 
 

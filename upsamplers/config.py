@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip.conditions import Conditions
-from unclip.config import Config, Few
+from unclip.config import AtMost100, Config
 from unclip.diffusion.denoiser import Norm, Predicts, Weighting
 from unclip.diffusion.schedule import ScheduleConfig
 from unclip.nn.unet import UNetConfig
@@ -26,7 +26,7 @@ CANDIDATES = 10  # of a mixture: the corrected picture, then 3 x 3 low-resolutio
 class UpsamplerConfig(Config, frozen=True, kw_only=True):
     """The defaults are the paper's 64 -> 256 (Table 3).  With `conditions.text` it is GLIDE's; unCLIP gained nothing by it."""
 
-    scale: Few = 4
+    scale: AtMost100 = 4
     unet: UNetConfig = UNetConfig(channels=320, depth=3, multiple=(1, 2, 3, 4), dropout=0.1)
     conditions: Conditions = Conditions()
     schedule: ScheduleConfig = ScheduleConfig(name="cosine")
@@ -40,7 +40,7 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     last_step: LastStep = "shared"  # what starts at t = 1: by the same network, or by one of its own (Karlo)
     corruption: CorruptionConfig = CorruptionConfig(kind="blur", probability=0.5)
     crop: float = 0.25  # training crops' part of the target's shorter side
-    crops_per_image: Few = 1  # more crops share the cost of degrading one picture
+    crops_per_image: AtMost100 = 1  # more crops share the cost of degrading one picture
     sampling: Sampling = Sampling(sampler="ddim", steps=27, threshold="static")
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.config import Config, Few
+from unclip.config import AtMost100, Config
 from unclip.randomness import Noise
 
 from .bsr import FULL, LIGHT, bsr
@@ -22,7 +22,7 @@ class CorruptionConfig(Config, frozen=True, kw_only=True):
     # Chance that a picture is corrupted; the others are plainly resized.  unCLIP does not state it; cascaded diffusion
     # (CDM) blurs half of them, latent diffusion applies BSR to all.
     probability: float = 1.0
-    kernel: Few = 3  # blur: size, and the range of sigma, in low-resolution pixels (unCLIP 2.2: 3 and 0.6)
+    kernel: AtMost100 = 3  # blur: size, and the range of sigma, in low-resolution pixels (unCLIP 2.2: 3 and 0.6)
     sigma: tuple[float, float] = (0.6, 0.6)
 
     def __post_init__(self) -> None:
@@ -35,9 +35,7 @@ class CorruptionConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"blur sigma is {self.sigma}; it must be a range (low, high) with 0 <= low <= high")
 
 
-def degrade(
-    image: Float[Tensor, "3 H W"], scale: int, config: CorruptionConfig, noise: Noise
-) -> Float[Tensor, "3 h w"]:
+def degrade(image: Float[Tensor, "3 H W"], scale: int, config: CorruptionConfig, noise: Noise) -> Float[Tensor, "3 h w"]:
     """The low-resolution picture of `image` ([-1, 1], H and W multiples of scale); noise has one row, on the CPU."""
     height, width = image.shape[-2:]
     if height % scale or width % scale or not height or not width:
@@ -60,9 +58,7 @@ def mod_crop(image: Float[Tensor, "3 H W"], multiple: int) -> Float[Tensor, "3 h
     """Cut the height and the width, each by itself, to a multiple."""
     height, width = image.shape[-2] // multiple * multiple, image.shape[-1] // multiple * multiple
     if not height or not width:
-        raise ValueError(
-            f"a picture of {image.shape[-2]}x{image.shape[-1]} is too small: its sides must reach {multiple}"
-        )
+        raise ValueError(f"a picture of {image.shape[-2]}x{image.shape[-1]} is too small: its sides must reach {multiple}")
     return image[..., :height, :width]
 
 

@@ -13,9 +13,7 @@ from torch.nn.functional import interpolate
 Resize = Literal["bicubic", "bilinear", "area"]
 
 
-def resize(
-    images: Float[Tensor, "b c h w"], size: tuple[int, int], mode: Resize = "bicubic"
-) -> Float[Tensor, "b c H W"]:
+def resize(images: Float[Tensor, "b c h w"], size: tuple[int, int], mode: Resize = "bicubic") -> Float[Tensor, "b c H W"]:
     """Anti-aliased: the filter widens when a picture shrinks.  "area" averages exactly what an output pixel covers."""
     if images.shape[-2:] == size:
         return images
@@ -33,15 +31,13 @@ def _area(images: Tensor, size: int, axis: int) -> Tensor:
     sums = torch.cat([torch.zeros_like(images.narrow(axis, 0, 1)), images], axis).double().cumsum(axis)
     edges = torch.arange(size + 1, dtype=torch.float64, device=images.device) * length / size
     below = edges.floor().clamp(max=length - 1)
-    part = edges - below
-    part = part[:, None] if axis == -2 else part
+    fraction = edges - below
+    fraction = fraction[:, None] if axis == -2 else fraction
     low, high = sums.index_select(axis, below.long()), sums.index_select(axis, below.long() + 1)
-    return (torch.lerp(low, high, part).diff(dim=axis) * size / length).to(images.dtype)
+    return (torch.lerp(low, high, fraction).diff(dim=axis) * size / length).to(images.dtype)
 
 
-def reflect_pad(
-    images: Float[Tensor, "*b h w"], top: int, bottom: int, left: int, right: int
-) -> Float[Tensor, "*b H W"]:
+def reflect_pad(images: Float[Tensor, "*b h w"], top: int, bottom: int, left: int, right: int) -> Float[Tensor, "*b H W"]:
     """Mirror at the border pixels, which are not repeated; pads wider than the picture mirror again and again."""
     if top or bottom:
         images = images.index_select(-2, _mirror(images.shape[-2], top, bottom, images.device))

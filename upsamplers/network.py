@@ -49,9 +49,9 @@ class UpsamplerNetwork(nn.Module):
         def time() -> TimestepEmbedding:
             return TimestepEmbedding(config.unet.sinusoid, config.unet.emb, config.first_timestep)
 
-        own = config.last_step == "own"
+        has_last = config.last_step == "own"
         self.time, self.unet = time(), unet()
-        self.last_time, self.last_unet = time() if own else None, unet() if own else None
+        self.last_time, self.last_unet = time() if has_last else None, unet() if has_last else None
         self.conditions = ConditionEncoder(config.conditions, config.unet.emb, "upsampler")
         if config.output == "mixture":
             _prefer_first(self.unet)
@@ -104,12 +104,12 @@ def mixture(
     height, width = image.shape[-2:]
     scale = height // low_res.shape[-2]
     # Parts and pictures in float32: rounded parts would not sum up to 1.
-    parts = logits.float().softmax(1)
+    weights = logits.float().softmax(1)
     around = interpolate(pad(low_res.float(), (1, 1, 1, 1), mode="replicate"), scale_factor=scale, mode="nearest")
-    out = parts[:, :1] * image.float()
+    out = weights[:, :1] * image.float()
     for k in range(CANDIDATES - 1):
         y, x = (scale * i for i in divmod(k, 3))
-        out = torch.addcmul(out, parts[:, k + 1 : k + 2], around[..., y : y + height, x : x + width])
+        out = torch.addcmul(out, weights[:, k + 1 : k + 2], around[..., y : y + height, x : x + width])
     return out
 
 

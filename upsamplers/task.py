@@ -42,12 +42,12 @@ class UpsamplerTask(Task):
 
     def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """PSNR in dB of the error over all crops (single flat crops have none), sharpness as a part of the true crops'."""
-        found = mean_losses(rows, self.model.schedule.T)
+        numbers = mean_losses(rows, self.model.schedule.T)
         for name in ("", "/bicubic"):
-            found[f"psnr{name}"] = float(-10 * rows[f"mse{name}"].double().mean().log10())
+            numbers[f"psnr{name}"] = float(-10 * rows[f"mse{name}"].double().mean().log10())
         for name in ("", "/bicubic"):
-            found[f"sharpness{name}"] = float(rows[f"gradient{name}"].double().sum() / rows["gradient/true"].double().sum())
-        return found
+            numbers[f"sharpness{name}"] = float(rows[f"gradient{name}"].double().sum() / rows["gradient/true"].double().sum())
+        return numbers
 
     def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"]:
         """Three pictures for each of the batch's first four: a degraded crop resized, upsampled, and the true one."""
@@ -65,9 +65,7 @@ class UpsamplerTask(Task):
         assert batch.images is not None
         return batch.images
 
-    def _crops(
-        self, images: Float[Tensor, "b 3 H W"], noise: Noise
-    ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 S S"]]:
+    def _crops(self, images: Float[Tensor, "b 3 H W"], noise: Noise) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 S S"]]:
         """The first training pair of each picture, on the CPU."""
         rows = [self.model.config.make_pairs(image, noise[i : i + 1].at("pair")) for i, image in enumerate(images)]
         return torch.stack([low[0] for low, _ in rows]), torch.stack([high[0] for _, high in rows])

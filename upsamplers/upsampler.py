@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip.tokenizer import tokenized
 from unclip.conditions import Drops
-from unclip.data.pictures import check_images
+from unclip.data.images import check_images
 from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
@@ -22,7 +22,7 @@ from .config import UpsamplerConfig
 from .network import Encoded, UpsamplerNetwork
 
 
-class Upsampler(Part[UpsamplerConfig]):
+class Upsampler(Component[UpsamplerConfig]):
     """P(x_high | x_low), and perhaps a caption, a label, known pixels; unCLIP's sees the low resolution alone (2.2)."""
 
     config_class = UpsamplerConfig

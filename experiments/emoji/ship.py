@@ -61,7 +61,7 @@ def assemble(runs: Path, dest: Path) -> None:
         candidates=2,
         name="emoji",
         provenance=provenance(runs),
-        components=components(),
+        pca=components(),
     )
     pipe.save_pretrained(dest, torch.float16, ar_prior=parts["ar_prior"])
 
@@ -94,7 +94,7 @@ def provenance(runs: Path) -> dict[str, Any]:
                 run["settings"] = unlike(told, json.loads(find(f"emoji.{stage}").to_json()))
             trained.append(run)
         parent = {"started_from": PARENTS[stage]} if stage in PARENTS else {}
-        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "sittings": trained}
+        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "training_runs": trained}
     return {
         "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
         "205 held out of every training",

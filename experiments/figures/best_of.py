@@ -43,12 +43,12 @@ def draw(run: Run) -> Drawn:
     rows = subject.rows("heldout", run.options.n)
     text = columns.texts(subject, rows)
     numbers: Numbers = {}
-    names = [NAMES[part] for part in PRIORS if part in stored.parts]
+    names = [NAMES[part] for part in PRIORS if part in stored.components]
     with run.progress("priors and numbers of candidates", len(names) * len(counts), "") as bar:
         for part, name in NAMES.items():
-            if part not in stored.parts:
+            if part not in stored.components:
                 continue
-            prior: Any = run.pipe.prior if part == PRIORS[0] else stored.parts[part]().to(run.pipe.device).eval()
+            prior: Any = run.pipe.prior if part == PRIORS[0] else stored.components[part]().to(run.pipe.device).eval()
             contestant = of_prior(name, prior)
             assert contestant.draw is not None
             drawn = contestant.draw(text, Noise.of(subject.seed, range(len(rows))).at("prior"), counts[-1]).float().cpu()
@@ -57,7 +57,7 @@ def draw(run: Run) -> Drawn:
                 found = {key: interval(values) for key, values in embeddings_quality(subject, kept, rows).items()}
                 found["cosine to the caption"] = interval(torch.cosine_similarity(kept, text.embed, dim=-1))
                 few = rows[: run.options.pictures]
-                found |= columns.of_pictures(subject, columns.decode(subject, kept[: len(few)], few), few)
+                found |= columns.of_images(subject, columns.decode(subject, kept[: len(few)], few), few)
                 numbers[f"{name}, best of {count}"] = {key: value._asdict() for key, value in found.items()}
                 bar.update(1)
     figure, parts = axes(1, len(PLOTTED), "Held-out captions: how many candidates z_i pay")

@@ -34,7 +34,7 @@ from experiments.emoji.evaluation.measure import by_hash
 from unclip import __version__, metrics
 from unclip.checkpoint import fingerprint
 from unclip.clip.preprocess import fit_square
-from unclip.data.pictures import load_picture
+from unclip.data.images import load_image
 from unclip.editing.latent import Latent
 from unclip.files import write_files
 from unclip.images import animation, eight_bit, png_bytes, sheet, to_pil
@@ -218,7 +218,7 @@ def main(name: str, options: argparse.ArgumentParser, draw: Draw, arguments: Seq
             return
         record = told | {
             "seed": given.seed,
-            "weights": {part: fingerprint(module) for part, module in pipe.parts.items()},
+            "weights": {part: fingerprint(module) for part, module in pipe.components.items()},
             "versions": {"python": platform.python_version(), "unclip": __version__, "torch": torch.__version__}
             | {"numpy": np.__version__, "pillow": PIL.__version__},
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {pipe.device}",
@@ -264,7 +264,7 @@ def read(files: Sequence[Path], captions: Sequence[str]) -> Chosen:
     if captions and len(captions) != len(files):
         raise ValueError(f"{len(captions)} captions for {len(files)} pictures: give one each, or none")
     named = list(captions) or [path.stem.replace("_", " ").replace("-", " ") for path in files]
-    return Chosen([path.name for path in files], named, [load_picture(path) for path in files])
+    return Chosen([path.name for path in files], named, [load_image(path) for path in files])
 
 
 def shown(picture: Tensor | Image.Image) -> Image.Image:

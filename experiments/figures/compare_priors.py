@@ -42,7 +42,7 @@ def draw(run: Run) -> Drawn:
                 if embeds is not None:
                     found |= columns.of_embeddings(subject, rival, embeds, rows)
                 pictures = alone if rival.name == CAPTION else columns.decode(subject, embeds, rows)
-                found |= columns.of_pictures(subject, pictures, rows)
+                found |= columns.of_images(subject, pictures, rows)
                 if rival.name != CAPTION:
                     found |= columns.wins(subject, pictures, alone, rows)
                 drawn.numbers[f"{rival.name}, {title}"] = {name: value._asdict() for name, value in found.items()}

@@ -42,7 +42,7 @@ def draw(run: Run) -> Drawn:
     rows = subject.rows("heldout", options.n)
     own = run.pipe.decoder.resolve(None)
     numbers: Numbers = {}
-    parts = [part for part in PRIORS if part in stored.parts]
+    parts = [part for part in PRIORS if part in stored.components]
     total = 2 * len(options.scales) + len(parts) * len(options.prior_scales)
     with run.progress("scales", total, "") as bar:
         for name, contestant in ((UNCLIP, of_prior(UNCLIP, run.pipe.prior)), (CAPTION, Contestant(CAPTION, None))):
@@ -52,7 +52,7 @@ def draw(run: Run) -> Drawn:
                 numbers[f"{name}, decoder {scale:g}"] = measured(subject, embeds, rows, sampling, options)
                 bar.update(1)
         for part in parts:
-            prior: Any = run.pipe.prior if part == PRIORS[0] else stored.parts[part]().to(run.pipe.device).eval()
+            prior: Any = run.pipe.prior if part == PRIORS[0] else stored.components[part]().to(run.pipe.device).eval()
             for scale in options.prior_scales:
                 settings = prior.config.sampling.replace(guidance=scale)
                 embeds = columns.embed(subject, of_prior(part, prior, sampling=settings), rows)
@@ -67,7 +67,7 @@ def measured(
     subject: Subject, embeds: Tensor | None, rows: Sequence[int], sampling: Sampling | None, options: Any
 ) -> dict[str, Any]:
     """Fidelity on all captions; diversity of the decoder's draws for the first --few."""
-    found = columns.of_pictures(subject, columns.decode(subject, embeds, rows, sampling), rows)
+    found = columns.of_images(subject, columns.decode(subject, embeds, rows, sampling), rows)
     few = rows[: options.few]
     several = [
         columns.decode(subject, None if embeds is None else embeds[: len(few)], few, sampling, first=len(rows) * (1 + k))

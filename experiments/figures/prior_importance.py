@@ -36,7 +36,7 @@ def draw(run: Run) -> Drawn:
         pictures[TRUE] = columns.decode(subject, subject.embeddings.image_embed[rows], rows)
         bar.update(1)
     for name, images in pictures.items():
-        found = columns.of_pictures(subject, images, rows)
+        found = columns.of_images(subject, images, rows)
         if name != CAPTION:
             found |= columns.wins(subject, images, pictures[CAPTION], rows)
         numbers[name] = {key: value._asdict() for key, value in found.items()}

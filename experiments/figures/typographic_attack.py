@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.emoji.evaluation.siblings import TONE
 from experiments.figures import common as figures
 from experiments.figures.common import Drawn, Numbers, Run
-from unclip.data.pictures import load_picture
+from unclip.data.images import load_image
 from unclip.images import to_pil
 
 CANVAS = 256  # pixels: room to write
@@ -35,7 +35,7 @@ def draw(run: Run) -> Drawn:
     if count < 2 or draws < 1:
         raise ValueError(f"{count} pictures, {draws} draws: an attack needs a second picture to speak for, and at least one draw")
     canvases = [canvas(image) for image in chosen.images]
-    sources = run.fitted([load_picture(picture) for picture in canvases])
+    sources = run.fitted([load_image(picture) for picture in canvases])
     captions = run.embed_text(chosen.captions)
     found: dict[str, dict[str, list[float]]] = {attack: {} for attack in ATTACKS}
     rows: list[list[Tensor | Image.Image]] = []
@@ -52,7 +52,7 @@ def draw(run: Run) -> Drawn:
                 "second object": pasted(canvases[i], canvases[other]),
             }
             for attack, picture in attacked.items():
-                image = load_picture(picture)
+                image = load_image(picture)
                 seen = run.embed(image[None])
                 chance, cosine = probabilities(run, seen, captions)[0], (seen @ captions.T)[0]
                 made = run.pipe.vary(

@@ -31,7 +31,7 @@ TEXT = TransformerConfig(width=2048, layers=24, heads=32)  # of the priors, and 
 CONTEXT = 256
 CLIP_RUN = "runs/paper.clip/model"  # the trained `clip`
 # About 650M pictures for CLIP, of which the 250M of DALL-E's set for all other stages.
-PICTURES = DataConfig(source="pictures", size=CLIP_SIZE)
+IMAGES = DataConfig(source="pictures", size=CLIP_SIZE)
 
 
 def clip() -> Training:
@@ -48,7 +48,7 @@ def clip() -> Training:
         # Rho of SAM, perturbed per replica with 64 samples each.  CLIP's only augmentation, random square crops, is left
         # out: pictures are cropped at the centre.
         task=CLIPTaskConfig(sam=0.1),
-        data=PICTURES,
+        data=IMAGES,
         # Steps are not given: CLIP's 32 epochs over 650M pictures.  CLIP keeps no average of its weights.
         train=TrainConfig(
             steps=32 * 650_000_000 // 32_768, batch=32_768, lr=3e-4, warmup=2000, decay="cosine", weight_decay=0.2,
@@ -68,7 +68,7 @@ def prior() -> Training:
             text_drop=0.1,
             sampling=Sampling(sampler="ddpm", steps=64, variance="analytic"),
         ),
-        data=PICTURES,
+        data=IMAGES,
         clip=CLIP_RUN,
         train=TrainConfig(
             steps=600_000, batch=4096, lr=1.1e-4, warmup=1000, decay="constant", weight_decay=6.0e-2,
@@ -96,7 +96,7 @@ def ar_prior() -> Training:
             text_drop=0.1,
             sampling=ARSampling(percentile=50.0),  # the best of 50, 70, 85 and 95; temperature and guidance are not given
         ),
-        data=PICTURES,
+        data=IMAGES,
         clip=CLIP_RUN,
         train=prior().train.replace(steps=1_000_000, lr=1.6e-4, weight_decay=4.0e-2, betas=(0.9, 0.91), eps=1e-10, ema=0.999),
     )
@@ -127,7 +127,7 @@ def decoder() -> Training:
             # 1.25 is best by FID (Table 2); the figures use other scales, mostly not published.
             sampling=Sampling(sampler="ddpm", steps=250, variance="learned", guidance=1.25, threshold="static"),
         ),
-        data=PICTURES,
+        data=IMAGES,
         clip=CLIP_RUN,
         # Table 3 has no weight decay here; ADM, whose settings these are, has none either.
         train=TrainConfig(
@@ -151,7 +151,7 @@ def upsampler_256() -> Training:
             # 27 steps; GLIDE's own 27, "fast27", are spaced unevenly, and the paper does not say which.
             sampling=Sampling(sampler="ddim", steps=27, threshold="static"),
         ),
-        data=PICTURES,
+        data=IMAGES,
         train=decoder().train.replace(steps=1_000_000, batch=1024),
     )
 
@@ -160,7 +160,7 @@ def upsampler_1024() -> Training:
     """256 -> 1024 pixels: ADM's 256-pixel layout without attention, on a linear schedule."""
     base = upsampler_256()
     return base.replace(
-        data=PICTURES.replace(size=1024),
+        data=IMAGES.replace(size=1024),
         model=base.model.replace(
             unet=UNetConfig(channels=192, depth=2, multiple=(1, 1, 2, 2, 4, 4)),  # dropout is not given
             schedule=ScheduleConfig(name="linear"),

@@ -33,9 +33,7 @@ Offload = Annotated[
 ]
 
 
-def load(
-    model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None
-) -> UnCLIP:
+def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None) -> UnCLIP:
     """The pipeline, on its device; ValueError for a cascade, which has no latents to edit.  `prior`: what draws embeddings."""
     from unclip.pipelines.unclip import UnCLIP
 
@@ -91,8 +89,14 @@ class Errors:
 def _exhausted(error: BaseException | None) -> bool:
     """Whether memory was.  Torch's other errors, "an illegal memory access" too, are faults of ours and keep their traceback."""
     kinds = (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
-    told = ("out of memory", "can't allocate memory", "not enough memory")  # where the error has no kind of its own, as on CPUs
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told))
+    messages = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+    )  # where the error has no kind of its own, as on CPUs
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in messages)
+    )
 
 
 def _show_warning(

@@ -71,10 +71,10 @@ def pack(
     with Errors():
         from unclip.data.open import open_source
         from unclip.data.pack import pack as run
-        from unclip.data.source import Source as PictureSource
+        from unclip.data.source import Source as DataSource
 
         opened = open_source(source, labels)
-        if not isinstance(opened, PictureSource):
+        if not isinstance(opened, DataSource):
             raise ValueError(f"{source} holds embeddings; pictures are what is packed")
         with _Bar("pack") as bar:
             packed = run(

@@ -13,7 +13,7 @@ from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed
 from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
 
 if TYPE_CHECKING:
-    from unclip.editing.edits import Way
+    from unclip.editing.edits import NoisePath
     from unclip.editing.result import Edit
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any format, or a latent (.safetensors).")]
@@ -92,12 +92,12 @@ def interpolate(
             _refuse("with --x-t fixed", {"--inversion-steps": inversion_steps, "--refine": refine})
         _refuse_inversion(sources, inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
-        given = [read_source(source) for source in sources]
+        opened = [read_source(source) for source in sources]
         with Bars() as bars:
             edit = job.pipe.interpolate(
-                given,
+                opened,
                 steps=steps,
-                x_t=cast("Way", x_t),
+                x_t=cast("NoisePath", x_t),
                 guidance=guidance,
                 seed=seed,
                 size=job.size,
@@ -115,7 +115,7 @@ def diff(
         str | None, typer.Option("--from", help='What it is, or "a photo"; without it the target alone gives the direction.')
     ] = None,
     model: Model = "emoji",
-    theta: Annotated[float, typer.Option(help="Part of the angle to the target to turn by; 0.25 to 0.5 is usual.")] = 0.4,
+    theta: Annotated[float, typer.Option(help="Fraction of the angle to the target to turn by; 0.25 to 0.5 is usual.")] = 0.4,
     steps: Annotated[int, typer.Option(help="Pictures on the way, the first of them the reconstruction.")] = 5,
     guidance: Guidance = None,
     seed: Seed = 0,
@@ -130,10 +130,10 @@ def diff(
     with Errors():
         _refuse_inversion([image], inversion_steps, refine)
         job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
-        picture = read_source(image)
+        opened = read_source(image)
         with Bars() as bars:
             edit = job.pipe.text_diff(
-                picture,
+                opened,
                 target,
                 source=source,
                 theta=theta,
@@ -217,9 +217,9 @@ def _refuse_inversion(sources: Sequence[str | Path], steps: int | None, refine: 
 
 def _refuse(where: str, options: Mapping[str, object]) -> None:
     """Options that would change nothing."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"{' and '.join(given)} would change nothing {where}")
+    used = [name for name, value in options.items() if value is not None]
+    if used:
+        raise ValueError(f"{' and '.join(used)} would change nothing {where}")
 
 
 def _write(edit: Edit, output: Path) -> None:

@@ -35,7 +35,7 @@ def embed(
         from unclip.data.embed import embed as run
         from unclip.data.open import open_source
         from unclip.data.reader import Reader
-        from unclip.data.source import Source as PictureSource
+        from unclip.data.source import Source as DataSource
         from unclip.runs import open_clip
 
         if dtype not in ("float32", "float16"):
@@ -44,10 +44,10 @@ def embed(
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if device == "cuda" and "LOCAL_RANK" in os.environ:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
-        found = open_source(source)
-        if not isinstance(found, PictureSource):
+        opened = open_source(source)
+        if not isinstance(opened, DataSource):
             raise ValueError(f"{source} holds embeddings already; give the pictures")
-        data = Reader(found, None)
+        data = Reader(opened, None)
         place = device_of(device)
         clip = open_clip(model).to(place)
         disable = True if rank else None
@@ -65,8 +65,7 @@ def embed(
                 readers=threads,
                 progress=bar.update,
             )
-        told = f"process {rank + 1} of {world}: " if world > 1 else ""
+        process = f"process {rank + 1} of {world}: " if world > 1 else ""
         broken = f", {done.broken} broken ones left out" if done.broken else ""
         new = f"{len(done.written)} shards written with {done.pictures} pictures{broken}"
-        typer.echo(f"{told}{new}, {len(done.skipped)} there already")
-
+        typer.echo(f"{process}{new}, {len(done.skipped)} there already")

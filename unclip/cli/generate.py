@@ -12,7 +12,7 @@ from .bars import Bars
 from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load_any
 from .settings import PRESETS, settings, upsamplers
 
-KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the parts that they are
+KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the components that they are
 
 
 def generate(
@@ -51,18 +51,18 @@ def generate(
 
         pipe = load_any(model, device, dtype, KINDS[prior], offload)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
-        asked: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative}
-        asked |= {"decoder": samplings["decoder"], "upsamplers": [samplings[name] for name in upsamplers(pipe)]}
+        request: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative}
+        request |= {"decoder": samplings["decoder"], "upsamplers": [samplings[name] for name in upsamplers(pipe)]}
         with Bars() as bars:
             if isinstance(pipe, UnCLIP):
                 if label:
                     raise ValueError("--label is for models that draw classes; this one draws captions")
                 if not captions:
                     raise ValueError("no caption was given: write one or more, in quotes")
-                result = pipe.generate(captions, **asked, prior=samplings.get("prior"), callback=bars)
+                result = pipe.generate(captions, **request, prior=samplings.get("prior"), callback=bars)
             else:
                 labels = None if label is None else class_labels(label, pipe.label_names)
-                result = pipe.generate(captions or None, labels, **asked, callback=bars)
+                result = pipe.generate(captions or None, labels, **request, callback=bars)
         for path in result.save(output):
             typer.echo(path)
 
@@ -86,7 +86,7 @@ def convert(
 
 
 def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji") -> None:
-    """Print parts, parameters, sampling defaults and provenance of a model."""
+    """Print components, parameters, sampling defaults and provenance of a model."""
     with Errors():
         from unclip import __version__
         from unclip.types import Adjustable
@@ -94,11 +94,11 @@ def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or
         pipe = load_any(model, "cpu", "float32")
         typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
         total = 0
-        for name, part in pipe.parts.items():
-            count = sum(p.numel() for p in part.parameters())
+        for name, component in pipe.components.items():
+            count = sum(p.numel() for p in component.parameters())
             total += count
-            how = part.describe() if isinstance(part, Adjustable) else ""
-            typer.echo(f"  {name:15} {type(part).__name__:15} {count / 1e6:8.2f}M  {how}".rstrip())
+            sampling = component.describe() if isinstance(component, Adjustable) else ""
+            typer.echo(f"  {name:15} {type(component).__name__:15} {count / 1e6:8.2f}M  {sampling}".rstrip())
         typer.echo(f"  {'all':31} {total / 1e6:8.2f}M parameters")
         _echo_tree(pipe.provenance)
 
@@ -117,5 +117,5 @@ def _echo_tree(tree: Mapping[str, Any], indent: int = 2) -> None:
 
 
 def _line(tree: Mapping[str, Any]) -> str:
-    told = {key: f"({_line(value)})" if isinstance(value, Mapping) else value for key, value in tree.items() if value != {}}
-    return ", ".join(f"{key} {value}" for key, value in told.items())
+    entries = {key: f"({_line(value)})" if isinstance(value, Mapping) else value for key, value in tree.items() if value != {}}
+    return ", ".join(f"{key} {value}" for key, value in entries.items())

@@ -61,12 +61,12 @@ def inversion_of(pipe: UnCLIP, steps: int | None, refine: int | None) -> Inversi
     return pipe.decoder.inversion.replace(**changes)
 
 
-def read_source(given: G) -> G | Latent:
+def read_source(source: G) -> G | Latent:
     """A latent read, anything else as it was given."""
     from unclip.editing.latent import Latent
 
-    return Latent.load(given) if is_latent(given) else given
+    return Latent.load(source) if is_latent(source) else source
 
 
-def is_latent(given: str | Path) -> bool:
-    return Path(given).suffix.lower() == LATENT
+def is_latent(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == LATENT

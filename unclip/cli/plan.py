@@ -52,7 +52,7 @@ def teacher(source: str) -> CLIP:
 
     if not Path(source).exists():
         known = recipes.functions()
-        for name in (part for part in Path(source).parts if part in known):
+        for name in (folder for folder in Path(source).parts if folder in known):
             config = recipes.find(name).model
             if isinstance(config, CLIPConfig):
                 return fake(CLIP, config).requires_grad_(False).eval()

@@ -25,9 +25,9 @@ def settings(
 ) -> dict[str, Any]:
     """Each stage's `Sampling`: its own default, changed by the preset, then by the options, and checked against the stage.
 
-    Parts that are no `Adjustable` keep to their own ways (None).
+    Components that are no `Adjustable` keep to their own ways (None).
     """
-    stages = {name: part for name, part in pipe.parts.items() if name not in ("clip", "guide")}
+    stages = {name: component for name, component in pipe.components.items() if name not in ("clip", "guide")}
     changes: dict[str, dict[str, Any]] = {name: {} for name in stages}
     if preset is not None:
         roles = dict(zip(("prior", "decoder", *upsamplers(pipe)), ("prior", "decoder", "upsampler 1", "upsampler 2")))
@@ -45,19 +45,19 @@ def settings(
         if "prior" not in stages:
             raise ValueError(f"--prior-guidance {prior_guidance:g}: this model has no prior")
         changes["prior"]["guidance"] = prior_guidance
-    return {name: _sampling(name, part, changes[name]) for name, part in stages.items()}
+    return {name: _sampling(name, component, changes[name]) for name, component in stages.items()}
 
 
 def upsamplers(pipe: UnCLIP | Cascade) -> list[str]:
-    return [name for name in pipe.parts if name.startswith("upsampler_")]
+    return [name for name in pipe.components if name.startswith("upsampler_")]
 
 
-def diffuses(part: Any) -> bool:
+def diffuses(component: Any) -> bool:
     """Stages do whose default is a `Sampling`; an autoregressive prior draws one symbol after the other."""
     from unclip.sampling import Sampling
     from unclip.types import Adjustable
 
-    return isinstance(part, Adjustable) and isinstance(part.sampling, Sampling)
+    return isinstance(component, Adjustable) and isinstance(component.sampling, Sampling)
 
 
 def _with_variance(decoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
@@ -69,20 +69,20 @@ def _with_variance(decoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _sampling(name: str, part: Any, changes: Mapping[str, Any]) -> Any:
-    """The part's own way of sampling with changes; what it cannot do is refused now, not after the stages before it."""
+def _sampling(name: str, component: Any, changes: Mapping[str, Any]) -> Any:
+    """The component's own way of sampling with changes; what it cannot do is refused now, not after the stages before it."""
     from unclip.sampling import Sampling
     from unclip.types import Adjustable
 
-    if not isinstance(part, Adjustable):
+    if not isinstance(component, Adjustable):
         if changes:
-            raise ValueError(f"{name}: a {type(part).__name__} does not say how it samples; leave out {', '.join(changes)}")
+            raise ValueError(f"{name}: a {type(component).__name__} does not say how it samples; leave out {', '.join(changes)}")
         return None
     try:
-        if not diffuses(part) and "steps" in changes:
-            part.resolve(Sampling(steps=changes["steps"]))  # says why it has none
-        sampling = part.sampling.replace(**changes)
-        part.resolve(sampling)
+        if not diffuses(component) and "steps" in changes:
+            component.resolve(Sampling(steps=changes["steps"]))  # says why it has none
+        sampling = component.sampling.replace(**changes)
+        component.resolve(sampling)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return sampling

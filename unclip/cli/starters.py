@@ -18,7 +18,7 @@ from prior import (
     PriorNetworkConfig,
     QuantizerConfig,
 )
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip import CLIP
 from unclip.clip.encoder import Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.conditions import Caption, Conditions, ImageEmbedding
@@ -42,7 +42,7 @@ Frozen = Any  # the CLIP whose answers a stage learns from; None for the stages 
 class Starter(NamedTuple):
     """How a stage begins: its class, a function (scale, clip, size) -> its config, and its training when it is small."""
 
-    component: type[Part[Any]]
+    component: type[Component[Any]]
     model: Callable[[Scale, Frozen, int | None], Config]
     train: TrainConfig
     rate: float  # of the base scale
@@ -123,9 +123,7 @@ def _network(scale: Scale, clip: CLIP) -> dict[str, Any]:
 
 
 def _decoder(scale: Scale, clip: CLIP, size: int | None) -> DecoderConfig:
-    text = Caption(
-        kind="clip_states", context=clip.context_length, states_width=int(clip.text_width), embed_dim=clip.embed_dim
-    )
+    text = Caption(kind="clip_states", context=clip.context_length, states_width=int(clip.text_width), embed_dim=clip.embed_dim)
     conditions = Conditions(image_embed=ImageEmbedding(embed_dim=clip.embed_dim), text=text, width=128)
     grid = 16 if scale == "small" else 8
     if size is not None and size % grid:

@@ -33,7 +33,7 @@ def config(
     size: Annotated[int | None, typer.Option(help="Side of the pictures; default: what the stage needs.")] = None,
     embeddings: Annotated[str | None, typer.Option(help="What `unclip embed` made of these data.")] = None,
     held_out: Annotated[str | None, typer.Option(help="Data for validation, of the same kind as SOURCE.")] = None,
-    start: Annotated[str | None, typer.Option(help="Train these weights on: a model, a part's folder, a run.")] = None,
+    start: Annotated[str | None, typer.Option(help="Train these weights on: a model, a component's folder, a run.")] = None,
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
     with Errors():
@@ -63,7 +63,8 @@ def train(
         Path | None, typer.Option("--run", "--folder", help="Folder of the run; default: runs/NAME of the file or recipe.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--start", "--init", help="Begin with these weights: a run, a component's folder, MODEL:PART.")
+        str | None,
+        typer.Option("--start", "--init", help="Begin with these weights: a run, a component's folder, MODEL:COMPONENT."),
     ] = None,
     overfit: Annotated[int | None, typer.Option(help="Self-test: learn so many samples by heart.", min=2)] = None,
     overfit_steps: Annotated[int, typer.Option(help="Updates of the self-test.", min=1)] = 400,
@@ -86,7 +87,9 @@ def train(
 
 def assemble(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    decoder: Annotated[str, typer.Option(help="A run, a part's folder, or a model; of a model another part as MODEL:PART.")],
+    decoder: Annotated[
+        str, typer.Option(help="A run, a component's folder, or a model; MODEL:COMPONENT names one of a model's.")
+    ],
     clip: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +102,7 @@ def assemble(
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    """Put trained parts together to a pipeline that every command takes as --model."""
+    """Put trained components together to a pipeline that every command takes as --model."""
     with Errors():
         from prior import ARPrior
         from unclip.checks import dtype_of
@@ -111,39 +114,43 @@ def assemble(
         kind = dtype_of(dtype)
         if clip is None and (prior or ar_prior):
             raise ValueError("--prior draws the embeddings of a CLIP: name that too, with --clip")
-        first = None if prior is None else _part("prior", prior, Prior, "a prior (a DiffusionPrior, ARPrior or ContrastivePrior)")
-        drawing = _part("decoder", decoder, Decoder, "a Decoder")
-        uppers = [_part("upsampler", source, Upsampler, "an Upsampler") for source in upsampler or []]
+        first = (
+            None
+            if prior is None
+            else _component("prior", prior, Prior, "a prior (a DiffusionPrior, ARPrior or ContrastivePrior)")
+        )
+        drawing = _component("decoder", decoder, Decoder, "a Decoder")
+        uppers = [_component("upsampler", source, Upsampler, "an Upsampler") for source in upsampler or []]
         second = open_component(ar_prior, "ar_prior") if ar_prior else None
         if second is not None and not isinstance(second, ARPrior):
             raise ValueError(f"--ar-prior {ar_prior} is a {type(second).__name__}, not an ARPrior")
         if clip is None and "image_embed" in drawing.takes:
-            told = f"--decoder {decoder} draws pictures for the image embeddings of a CLIP"
-            raise ValueError(f"{told}: name that with --clip, and with --prior what draws them for captions")
-        given = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
-        sources = {stage: source for stage, source in given.items() if source} | {
+            problem = f"--decoder {decoder} draws pictures for the image embeddings of a CLIP"
+            raise ValueError(f"{problem}: name that with --clip, and with --prior what draws them for captions")
+        named = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
+        sources = {stage: source for stage, source in named.items() if source} | {
             f"upsampler {i + 1}": source for i, source in enumerate(upsampler or [])
         }
-        about: dict[str, Any] = {"name": name or folder.name}
-        about["provenance"] = {"parts": {stage: _story(source) for stage, source in sources.items()}}
+        options: dict[str, Any] = {"name": name or folder.name}
+        options["provenance"] = {"parts": {stage: _metadata(source) for stage, source in sources.items()}}
         if clip is None:
-            Cascade(drawing, uppers, **about).save_pretrained(folder, kind)
+            Cascade(drawing, uppers, **options).save_pretrained(folder, kind)
         else:
-            UnCLIP(open_clip(clip), first, drawing, uppers, **about).save_pretrained(folder, kind, ar_prior=second)
+            UnCLIP(open_clip(clip), first, drawing, uppers, **options).save_pretrained(folder, kind, ar_prior=second)
         typer.echo(folder)
 
 
-def _part(option: str, source: str, contract: type, expected: str) -> Any:
+def _component(option: str, source: str, contract: type, expected: str) -> Any:
     """A component; ValueError where it is of another kind than the option's."""
+    from unclip.contracts import keep_contract
     from unclip.runs import open_component
-    from unclip.types import keep_contract
 
-    part = open_component(source, option)
+    component = open_component(source, option)
     try:
-        keep_contract(part, contract)
+        keep_contract(component, contract)
     except ValueError:
-        raise ValueError(f"--{option} {source} is a {type(part).__name__}, and {expected} is expected here") from None
-    return part
+        raise ValueError(f"--{option} {source} is a {type(component).__name__}, and {expected} is expected here") from None
+    return component
 
 
 def _train(training: Training, folder: Path) -> None:
@@ -178,19 +185,19 @@ def _device() -> Any:
     return Accelerator(mixed_precision="no").device
 
 
-def _story(source: str) -> dict[str, Any]:
-    """Where a part comes from: a run tells its training and how it ended."""
+def _metadata(source: str) -> dict[str, Any]:
+    """Where a component comes from: a run tells its training and how it ended."""
     from unclip.runs.components import RECORD
     from unclip.training import read_log
 
-    story: dict[str, Any] = {"from": source}
+    metadata: dict[str, Any] = {"from": source}
     if (Path(source) / RECORD).is_file():
-        told = json.loads((Path(source) / RECORD).read_text())
-        # Its part has its config; where its maker's files lie is nobody's business.
-        story["training"] = {key: _bare(value) for key, value in told.items() if key != "model"}
+        record = json.loads((Path(source) / RECORD).read_text())
+        # Its component has its config; where its maker's files lie is nobody's business.
+        metadata["training"] = {key: _bare(value) for key, value in record.items() if key != "model"}
         rows = [row for row in read_log(source) if "loss" in row and "event" not in row]
-        story |= {key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if rows and key in rows[-1]}
-    return story
+        metadata |= {key: rows[-1][key] for key in ("step", "samples", "loss", "seconds") if rows and key in rows[-1]}
+    return metadata
 
 
 def _bare(value: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
+from unclip.deprecation import renamed_arguments
 from unclip.types import Text
 
 from .config import Architecture as Architecture
@@ -19,7 +20,7 @@ from .config import CLIPConfig, VisionTower
 from .config import TextTower as TextTower
 from .named import open_named
 from .pieces import PieceTokenizer
-from .preprocess import Interpolation, Resize, check_images, fit_square, stack_pictures
+from .preprocess import Interpolation, Resize, check_images, fit_square, stack_images
 from .tokenizer import BytePairTokenizer, Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _READING = threading.RLock()  # one text at a time, of all CLIPs of the process: a module with a lock could not be copied
 
 
-class CLIP(Part[CLIPConfig]):
+class CLIP(Component[CLIPConfig]):
     """ImageTextEncoder over an open_clip model.  Gradients flow; a user of a frozen CLIP says `torch.no_grad()`."""
 
     config_class = CLIPConfig
@@ -42,8 +43,8 @@ class CLIP(Part[CLIPConfig]):
         self.config = config
         self.network: Any  # one of open_clip's model classes, which share names but no type
         self.tokenizer: Tokenizer
-        self.network, self.tokenizer, found = _own(config) if config.architecture else open_named(config)
-        self.resolved = config.replace(pretrained=None, **found)
+        self.network, self.tokenizer, settings = _from_architecture(config) if config.architecture else open_named(config)
+        self.resolved = config.replace(pretrained=None, **settings)
         self._norm = _final_norm(self.network, config)
         self.embed_dim = _embed_dim(self.network)
         self.image_size = _image_size(self.network)  # 0 without an image tower
@@ -61,12 +62,13 @@ class CLIP(Part[CLIPConfig]):
     def logit_scale(self) -> nn.Parameter:
         return self.network.logit_scale
 
+    @renamed_arguments(pictures="images")
     def preprocess(
-        self, pictures: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path]
+        self, images: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path]
     ) -> Float[Tensor, "b 3 s s"]:
         """Pictures of any size and mode to the model's square, still in [-1, 1]; `encode_image` takes that as it is."""
         self._check_tower()
-        return stack_pictures(pictures, *self._square)
+        return stack_images(images, *self._square)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Raw embeddings of images in [-1, 1] of any size: short side, crop, the model's mean and std, the tower."""
@@ -116,7 +118,7 @@ class CLIP(Part[CLIPConfig]):
         return Text(list(captions), ids, embed, states, mask)
 
 
-def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer | PieceTokenizer, dict[str, Any]]:
+def _from_architecture(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer | PieceTokenizer, dict[str, Any]]:
     import open_clip
 
     arch = config.architecture
@@ -138,14 +140,14 @@ def _own(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer | PieceTokeni
     )
     if arch.vision is None:
         network.visual = None
-    found = {
+    settings = {
         "mean": config.mean or open_clip.OPENAI_DATASET_MEAN,
         "std": config.std or open_clip.OPENAI_DATASET_STD,
         "resize": config.resize or "crop",
         "interpolation": config.interpolation or "bicubic",
         "quick_gelu": bool(config.quick_gelu),
     }
-    return network, tokenizer, found
+    return network, tokenizer, settings
 
 
 def _text(network: Any) -> Any:

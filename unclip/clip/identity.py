@@ -28,26 +28,26 @@ def identity(clip: ImageTextEncoder) -> dict[str, Any]:
         with torch.no_grad():
             captions = clip.encode_text(list(CAPTIONS)).z_t
             # A CLIP without an image tower is known by its captions alone.
-            pictures = clip.encode_image(fixed_pictures(clip.image_size).to(captions.device)) if clip.image_size else captions[:0]
+            images = clip.encode_image(fixed_images(clip.image_size).to(captions.device)) if clip.image_size else captions[:0]
     finally:
         module.train(training)
     fields: dict[str, Any] = {name: getattr(clip, name) for name in _FIELDS if hasattr(clip, name)}
-    return fields | {"captions": _rounded(captions), "pictures": _rounded(pictures)}
+    return fields | {"captions": _rounded(captions), "pictures": _rounded(images)}
 
 
-def same_identity(expected: Mapping[str, Any], given: Mapping[str, Any], threshold: float = 0.999) -> None:
+def same_identity(expected: Mapping[str, Any], actual: Mapping[str, Any], threshold: float = 0.999) -> None:
     """ValueError naming what was expected and given when these are two CLIPs (a cosine under `threshold`)."""
     for name in ("embed_dim", "image_size", "captions", "pictures"):
-        for which, record in (("expected", expected), ("given", given)):
+        for which, record in (("expected", expected), ("given", actual)):
             if name not in record:
                 raise ValueError(f"the {which} CLIP identity has no field {name!r}; it has {', '.join(record)}")
-    blind = not (expected["image_size"] and given["image_size"])
+    blind = not (expected["image_size"] and actual["image_size"])
     for name in _FIELDS:
-        if expected.get(name) != given.get(name) and not (blind and name == "image_size"):
-            raise ValueError(f"this is another CLIP: expected {name} {expected.get(name)}, given {given.get(name)}")
+        if expected.get(name) != actual.get(name) and not (blind and name == "image_size"):
+            raise ValueError(f"this is another CLIP: expected {name} {expected.get(name)}, given {actual.get(name)}")
     for name in ("captions",) if blind else ("captions", "pictures"):
         try:
-            a, b = (torch.tensor(record[name], dtype=torch.float64) for record in (expected, given))
+            a, b = (torch.tensor(record[name], dtype=torch.float64) for record in (expected, actual))
         except (ValueError, TypeError) as error:  # rows of several lengths
             raise ValueError(f"{name} of a CLIP identity are no embeddings: {error}") from None
         if a.shape != b.shape:
@@ -56,11 +56,11 @@ def same_identity(expected: Mapping[str, Any], given: Mapping[str, Any], thresho
         if not cosine >= threshold:  # also refuses NaN
             raise ValueError(
                 f"this is another CLIP, or the same with other weights: its embeddings of the fixed {name} have cosine "
-                f"{cosine:.4f} to the expected ones, not {threshold} or more; use the CLIP of these parts"
+                f"{cosine:.4f} to the expected ones, not {threshold} or more; use the CLIP of these components"
             )
 
 
-def fixed_pictures(size: int) -> Float[Tensor, "2 3 s s"]:
+def fixed_images(size: int) -> Float[Tensor, "2 3 s s"]:
     """A colour gradient and a disc on stripes, in [-1, 1], from arithmetic alone."""
     axis = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -38,8 +38,8 @@ def named_clip(source: str) -> CLIPConfig:
     _check_model(name)
     if not weights:
         tags = ", ".join(_tags(name)) or "none"
-        told = f"{source} names no weights, and without them a CLIP answers at random: write {OPEN_CLIP}{name}:TAG"
-        raise ValueError(f"{told}, of its tags {tags}, or the path of a file in place of the tag")
+        problem = f"{source} names no weights, and without them a CLIP answers at random: write {OPEN_CLIP}{name}:TAG"
+        raise ValueError(f"{problem}, of its tags {tags}, or the path of a file in place of the tag")
     if _is_path(name, weights):
         weights = str(_file(weights))
     config = CLIPConfig(name=name, pretrained=weights)
@@ -99,19 +99,19 @@ def open_named(config: CLIPConfig) -> tuple[nn.Module, Tokenizer, dict[str, Any]
         tensors = {n: lazy.read(torch.float32) for n, lazy in source.items() if n not in OPENAI}
         fill(network, tensors, f"{file}, read as open_clip's {name},")
     network.eval()
-    own = open_clip.get_model_preprocess_cfg(network)
-    own = own | {key: tag[key] for key in own if key in tag}
-    mode = own.get("resize_mode", "shortest")
+    preset = open_clip.get_model_preprocess_cfg(network)
+    preset = preset | {key: tag[key] for key in preset if key in tag}
+    mode = preset.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise ValueError(f"the CLIP {name!r} wants pictures resized by {mode!r}; known are 'shortest' and 'squash'")
-    found = {
-        "mean": config.mean or tuple(own["mean"]),
-        "std": config.std or tuple(own["std"]),
+    settings = {
+        "mean": config.mean or tuple(preset["mean"]),
+        "std": config.std or tuple(preset["std"]),
         "resize": config.resize or ("squash" if mode == "squash" else "crop"),
-        "interpolation": config.interpolation or own.get("interpolation", "bicubic"),
+        "interpolation": config.interpolation or preset.get("interpolation", "bicubic"),
         "quick_gelu": quick,
     }
-    return network, wrap_tokenizer(tokenizer), found
+    return network, wrap_tokenizer(tokenizer), settings
 
 
 def check_name(name: str, pretrained: str | None) -> None:

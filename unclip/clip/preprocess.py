@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unclip.data.pictures import check_range, load_picture
+from unclip.data.images import check_range, load_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,20 +49,20 @@ def fit_square(
     return _centre(images, size, size)
 
 
-def stack_pictures(
-    pictures: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path],
+def stack_images(
+    images: Tensor | Image.Image | str | Path | Sequence[Tensor | Image.Image | str | Path],
     size: int,
     resize: Resize = "crop",
     interpolation: Interpolation = "bicubic",
 ) -> Float[Tensor, "b 3 s s"]:
     """A batch of images, one picture, or a list of pictures of different sizes, as one batch of squares in [-1, 1]."""
-    if isinstance(pictures, Tensor) and pictures.ndim == 4:
-        check_images(pictures)
-        return fit_square(pictures, size, resize, interpolation)
-    many = list(pictures) if isinstance(pictures, Sequence) and not isinstance(pictures, str) else [pictures]
+    if isinstance(images, Tensor) and images.ndim == 4:
+        check_images(images)
+        return fit_square(images, size, resize, interpolation)
+    many = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not many:
         raise ValueError("no pictures were given; give at least one")
-    return torch.cat([fit_square(load_picture(cast(Any, p))[None], size, resize, interpolation) for p in many])
+    return torch.cat([fit_square(load_image(cast(Any, p))[None], size, resize, interpolation) for p in many])
 
 
 def check_images(images: Tensor) -> None:
@@ -73,8 +73,8 @@ def check_images(images: Tensor) -> None:
 
 def _check_shape(images: Any) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"expected images (b, 3, h, w) in [-1, 1], given {given}; see CLIP.preprocess")
+        actual = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"expected images (b, 3, h, w) in [-1, 1], given {actual}; see CLIP.preprocess")
     if not images.is_floating_point():
         raise ValueError(f"expected float images in [-1, 1], given {images.dtype}; for bytes use images / 127.5 - 1")
 

@@ -105,13 +105,13 @@ class CLIPTask(Task):
     def summarize(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """The loss of all samples as one batch, and R@k among them both ways, beside chance."""
         z_i, z_t, ids, scale = rows["image"], rows["text"], rows["caption"], rows["scale"][0]
-        logits, own = scale * z_i @ z_t.T, torch.arange(len(z_i))
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        found = {"loss": float(loss), "loss/chance": math.log(len(z_i))}
+        logits, targets = scale * z_i @ z_t.T, torch.arange(len(z_i))
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        numbers = {"loss": float(loss), "loss/chance": math.log(len(z_i))}
         for name, queries, candidates in (("image_to_text", z_i, z_t), ("text_to_image", z_t, z_i)):
             for k, value in retrieval(queries, candidates, ids).items():
-                found |= {f"{name}_{k}": value, f"{name}_{k}/chance": chance(ids, int(k[2:]))}
-        return found
+                numbers |= {f"{name}_{k}": value, f"{name}_{k}/chance": chance(ids, int(k[2:]))}
+        return numbers
 
 
 def clip_loss(z_i: Float[Tensor, "b d"], z_t: Float[Tensor, "b d"], scale: Tensor) -> Tensor:
@@ -135,12 +135,12 @@ def jitter(images: Float[Tensor, "b 3 h w"], amount: float, noise: Noise) -> Flo
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], part: float, noise: Noise) -> Int[Tensor, "b l"]:
+def drop_words(ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], fraction: float, noise: Noise) -> Int[Tensor, "b l"]:
     """Read some real tokens, never start and end, as the unknown one."""
     inner = mask.clone()
     inner[:, 0] = False
     inner[torch.arange(len(ids)), mask.sum(1) - 1] = False
-    return ids.masked_fill(inner & (noise.uniform((ids.shape[1],)) < part), UNKNOWN)
+    return ids.masked_fill(inner & (noise.uniform((ids.shape[1],)) < fraction), UNKNOWN)
 
 
 def _hits(a: Tensor, b: Tensor) -> Tensor:

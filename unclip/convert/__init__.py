@@ -1,6 +1,6 @@
 """Public weights of other unCLIP families, read strictly and without running anything in them.
 
-One or two files per family: how it is recognised, our configs for its parts, and the tables that name its tensors.
+One or two files per family: how it is recognised, our configs for its components, and the tables that name its tensors.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from . import karlo_diffusers, karlo_original
 
 
 class Open(Protocol):
-    def __call__(
-        self, folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None
-    ) -> Stored: ...
+    def __call__(self, folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None) -> Stored: ...
 
 
 class Family(NamedTuple):
@@ -47,9 +45,9 @@ def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, va
         if family.recognise(folder):
             return family.open(folder, source, dtype, variant)
     index = folder / "model_index.json"
-    given = f" and model_index.json describes a {visible(read_json(index).get('_class_name'))}" if index.is_file() else ""
+    described = f" and model_index.json describes a {visible(read_json(index).get('_class_name'))}" if index.is_file() else ""
     known = "; ".join(family.layout for family in FAMILIES)
-    raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{given}; other formats that can be read: {known}")
+    raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{described}; other formats that can be read: {known}")
 
 
 def convert(
@@ -59,7 +57,7 @@ def convert(
     variant: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one part in memory at a time.
+    """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one component in memory at a time.
 
     dtype: of the stored parameters.  variant, revision: as in `open_pipeline`.
     """
@@ -72,14 +70,14 @@ def convert(
 
     def write(aside: Path) -> None:
         kinds, record = {}, {}
-        for name, load in stored.parts.items():
-            part = load()
-            if isinstance(part, CLIP):
-                record = identity(part)
-            kinds[name] = type(part).__name__
-            part.write(aside / name, kind, name)
-            del part
-        index = Index(name=stored.name, parts=kinds, candidates=stored.candidates, clip_identity=record)
+        for name, load in stored.components.items():
+            component = load()
+            if isinstance(component, CLIP):
+                record = identity(component)
+            kinds[name] = type(component).__name__
+            component.write(aside / name, kind, name)
+            del component
+        index = Index(name=stored.name, components=kinds, candidates=stored.candidates, clip_identity=record)
         (aside / INDEX).write_text(index.to_json())
         (aside / PROVENANCE).write_text(json.dumps(stored.provenance, indent=2) + "\n")
 

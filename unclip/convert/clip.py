@@ -78,7 +78,7 @@ def _architecture(
     names: Mapping[str, str],
     heads: tuple[int, int] | None,
     projection: tuple[int, int],  # which dimensions of a projection are its width and the embedding's
-    pictures: bool,
+    with_vision: bool,
     where: str,
 ) -> Architecture:
     def shape(name: str) -> tuple[int, ...]:
@@ -88,14 +88,14 @@ def _architecture(
 
     def layers(name: str) -> int:
         pattern = re.escape(names[f"network.{name}.#.ln_1.*"]).replace(r"\#", r"(\d+)").replace(r"\*", "weight")
-        return sum(re.fullmatch(pattern, found) is not None for found in source)
+        return sum(re.fullmatch(pattern, key) is not None for key in source)
 
     width, embed = (shape("text_projection")[i] for i in projection)
     vocabulary = shape("token_embedding.weight")[0]
     if vocabulary != VOCABULARY:
         raise ValueError(f"{where} has {vocabulary} byte pairs, CLIP's tokenizer has {VOCABULARY}")
     vision = None
-    if pictures:
+    if with_vision:
         inner, _, _, patch = shape("visual.conv1.weight")
         side = math.isqrt(shape("visual.positional_embedding")[0] - 1) * patch
         head = inner // heads[1] if heads else 64

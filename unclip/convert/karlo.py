@@ -1,4 +1,4 @@
-"""Karlo v1 alpha (KakaoBrain, CreativeML OpenRAIL-M): what its two layouts have in common, and its parts' configs.
+"""Karlo v1 alpha (KakaoBrain, CreativeML OpenRAIL-M): what its two layouts have in common, and its components' configs.
 
 The largest public unCLIP: a prior of 1.0B, a decoder of 0.9B, an upsampler 64 -> 256 of two networks of 0.7B, over OpenAI's
 ViT-L/14.  Sources: github kakaobrain/karlo (configs/*.yaml, karlo/models) and diffusers' UnCLIPPipeline.
@@ -15,7 +15,7 @@ import torch
 
 from decoder import Decoder, DecoderConfig
 from prior import DiffusionPrior, PriorConfig, PriorNetworkConfig
-from unclip.checkpoint import Part, Stored
+from unclip.checkpoint import Component, Stored
 from unclip.clip.encoder import CLIP
 from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.hub import repository
@@ -123,36 +123,36 @@ def check_statistics(prior: DiffusionPrior, where: str) -> None:
 
 
 def assemble(recipes: dict[str, Recipe], folder: Path, source: str, layout: str, dtype: torch.dtype | None) -> Stored:
-    """Loaders of the recipes' parts; prior and decoder are given CLIP's empty caption, which is their null."""
+    """Loaders of the recipes' components; prior and decoder are given CLIP's empty caption, which is their null."""
     empty: list[Text] = []
 
-    def clip() -> Part[Any]:
-        part = recipes["clip"].make(dtype)
+    def clip() -> Component[Any]:
+        component = recipes["clip"].make(dtype)
         if not empty:
-            assert isinstance(part, CLIP)
+            assert isinstance(component, CLIP)
             with torch.no_grad():
-                empty.append(part.encode_text([""]))
-        return part
+                empty.append(component.encode_text([""]))
+        return component
 
-    def with_null(recipe: Recipe) -> Part[Any]:
+    def with_null(recipe: Recipe) -> Component[Any]:
         if not empty:
-            clip()  # and let go of it: one part in memory at a time
-        part = recipe.make(dtype)
-        assert isinstance(part, (DiffusionPrior, Decoder))
-        if isinstance(part, DiffusionPrior):
-            check_statistics(part, recipe.where)
-        part.set_null(empty[0])
-        return part
+            clip()  # and let go of it: one component in memory at a time
+        component = recipe.make(dtype)
+        assert isinstance(component, (DiffusionPrior, Decoder))
+        if isinstance(component, DiffusionPrior):
+            check_statistics(component, recipe.where)
+        component.set_null(empty[0])
+        return component
 
-    parts: Loaders = {"clip": clip}
+    components: Loaders = {"clip": clip}
     if "prior" in recipes:
-        parts["prior"] = partial(with_null, recipes["prior"])
-    parts["decoder"] = partial(with_null, recipes["decoder"])
+        components["prior"] = partial(with_null, recipes["prior"])
+    components["decoder"] = partial(with_null, recipes["decoder"])
     for key, recipe in recipes.items():
         if key.startswith("upsampler_"):
-            parts[key] = partial(recipe.make, dtype)
-    about = {"family": "Karlo v1 alpha (KakaoBrain)", "license": "CreativeML OpenRAIL-M", "source": source, "layout": layout}
+            components[key] = partial(recipe.make, dtype)
+    provenance = {"family": "Karlo v1 alpha (KakaoBrain)", "license": "CreativeML OpenRAIL-M", "source": source, "layout": layout}
     if "prior" not in recipes:
-        about["no_prior"] = NO_PRIOR
+        provenance["no_prior"] = NO_PRIOR
     name = Path(repository(source)).name or Path(source).resolve().name or "karlo"
-    return Stored(folder=folder, name=name, parts=parts, candidates=1, provenance=about, clip_identity=None)
+    return Stored(folder=folder, name=name, components=components, candidates=1, provenance=provenance, clip_identity=None)

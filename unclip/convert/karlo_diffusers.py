@@ -86,8 +86,8 @@ class _Folder:
 
     def __init__(self, folders: Sequence[Path], source: str, variant: str | None = None):
         self.folder, self.source, self.variant = folders[0], source, variant
-        found = {path.name: path for folder in reversed(folders) for path in folder.iterdir() if path.is_dir()}
-        self.folders = {name: path for name, path in found.items() if any(path.glob("*.json"))}
+        subfolders = {path.name: path for folder in reversed(folders) for path in folder.iterdir() if path.is_dir()}
+        self.folders = {name: path for name, path in subfolders.items() if any(path.glob("*.json"))}
         missing = [name for name in NEEDED if name not in self.folders]
         if missing:
             raise ValueError(f"{source} is half of a Karlo: it has no {', '.join(missing)}; a whole one has {', '.join(NEEDED)}")

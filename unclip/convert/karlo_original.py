@@ -66,14 +66,14 @@ def recognise(folder: Path) -> bool:
 
 def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None, variant: str | None = None) -> Stored:
     """The pipeline in a folder of the five files; `source` is what its user called it.  variant: a file's name, of several."""
-    found = {name: sorted(folder.glob(pattern)) for name, pattern in FILES.items()}
-    found = {name: [path for path in paths if path.name == variant] or paths for name, paths in found.items()}
-    missing = [FILES[name] for name, paths in found.items() if not paths]
-    several = [FILES[name] for name, paths in found.items() if len(paths) > 1]
+    matches = {name: sorted(folder.glob(pattern)) for name, pattern in FILES.items()}
+    matches = {name: [path for path in paths if path.name == variant] or paths for name, paths in matches.items()}
+    missing = [FILES[name] for name, paths in matches.items() if not paths]
+    several = [FILES[name] for name, paths in matches.items() if len(paths) > 1]
     if missing or several:
         wrong = f"it has no {', '.join(missing)}" if missing else f"it has several {', '.join(several)} (variant=FILE takes one)"
         raise ValueError(f"{source} is no whole Karlo: {wrong}; a whole one has one each of {', '.join(FILES.values())}")
-    paths = {name: path for name, (path,) in found.items()}
+    paths = {name: path for name, (path,) in matches.items()}
     clip = _clip(paths["clip"])
     context = clip.source["positional_embedding"].shape[0]
     decoder, upsampler = _decoder(paths["decoder"], context), _upsampler(paths["upsampler"])
@@ -117,16 +117,16 @@ def _prior(path: Path, statistics_path: Path) -> Recipe:
 
 def _decoder(path: Path, context: int) -> Recipe:
     source = _weights(path)
-    found = adm_config(source, "model.", str(path), HEAD)
-    if found.context_width is None:
+    adm = adm_config(source, "model.", str(path), HEAD)
+    if adm.context_width is None:
         raise ValueError(f"{path} has no encoder_kv, through which embeddings enter: is it Karlo's decoder?")
     rows, embed_dim = _shape(source, "model.clip_tok_proj.weight", path)
-    tokens = rows // found.context_width
-    config = decoder_config(found.unet, found.context_width, IMAGE_SIZE, embed_dim, tokens, context, steps=50)
+    tokens = rows // adm.context_width
+    config = decoder_config(adm.unet, adm.context_width, IMAGE_SIZE, embed_dim, tokens, context, steps=50)
     table = {
         **conditions(CONDITIONS, tokens),
         NULL_IMAGE: row("model.cf_param"),
-        **denoising(found.unet, "adm", "model."),
+        **denoising(adm.unet, "adm", "model."),
     }
     return Recipe(Decoder, config, table, source, str(path))
 

@@ -36,8 +36,8 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def stack(*parts: Tensor) -> Tensor:
-    return torch.cat(parts)
+def stack(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors)
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ def heads_last(parts: int, heads: int | None = None, head_width: int | None = No
     """Rows as (head, q | k | v, channel) -> (q | k | v, head, channel), of weights and biases, 1-d convolutions flattened."""
     sizes = {"h": heads} if heads else {"d": head_width}
 
-    def how(x: Tensor) -> Tensor:
+    def transform(x: Tensor) -> Tensor:
         x = x.flatten(1) if x.ndim > 2 else x
         return rearrange(x, "(h p d) ... -> (p h d) ...", p=parts, **sizes)
 
-    return how
+    return transform
 
 
 def channels_first(tokens: int) -> Callable[[Tensor], Tensor]:
@@ -70,11 +70,11 @@ def channels_first(tokens: int) -> Callable[[Tensor], Tensor]:
     return lambda x: rearrange(x, "(c k) ... -> (k c) ...", k=tokens)
 
 
-def as_convolution(how: Callable[..., Tensor] = stack) -> Callable[..., Tensor]:
+def as_convolution(transform: Callable[..., Tensor] = stack) -> Callable[..., Tensor]:
     """Weights (o, i) of a linear layer, or (o, i, 1), as those (o, i, 1, 1) of a convolution; biases as they are."""
 
-    def convolved(*parts: Tensor) -> Tensor:
-        x = how(*parts)
+    def convolved(*tensors: Tensor) -> Tensor:
+        x = transform(*tensors)
         return x.flatten(1)[..., None, None] if x.ndim > 1 else x
 
     return convolved
@@ -97,7 +97,7 @@ def gather(
     Strict, and before any number is read: ValueError that lists what is missing, unexpected (but for names that end in one
     of `ignored`) and misshapen, in the source's own names.
     """
-    rows = {name: found for name in wanted if (found := _find(table, name)) is not None}
+    rows = {name: entry for name in wanted if (entry := _find(table, name)) is not None}
     needed = {t for r in rows.values() for t in r.theirs}
     problems: dict[str, list[str]] = {
         "missing": sorted({*(needed - set(source)), *(f"(ours) {name}" for name in wanted if name not in rows)}),

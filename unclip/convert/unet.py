@@ -128,9 +128,7 @@ def adm_config(shapes: Mapping[str, Lazy], prefix: str, where: str, head_channel
     outputs = 0
     while f"{prefix}output_blocks.{outputs}.0.in_layers.0.weight" in shapes:
         outputs += 1
-    ups = [
-        n for n in range(outputs) if any(f"{prefix}output_blocks.{n}.{i}.in_layers.0.weight" in shapes for i in (1, 2))
-    ]
+    ups = [n for n in range(outputs) if any(f"{prefix}output_blocks.{n}.{i}.in_layers.0.weight" in shapes for i in (1, 2))]
     levels, depth = len(ups) + 1, ups[0] if ups else outputs - 1
     channels = shape("input_blocks.0.0.weight")[0]
     widths = [shape(f"input_blocks.{1 + level * (depth + 1)}.0.out_layers.3.weight")[0] for level in range(levels)]

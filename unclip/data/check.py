@@ -14,8 +14,8 @@ from unclip.config import Config
 from unclip.files import visible
 
 from .embedding_shards import EmbeddingShards
+from .images import decode_image, read_size
 from .open import open_source
-from .pictures import decode_picture, picture_size
 from .sample import class_names
 from .shards import Shards
 from .source import LONGEST_NAME, Source, listed
@@ -128,9 +128,9 @@ def _look(source: Source, row: int) -> _Seen:
     data, sides, problem = b"", None, None
     captions: list[str] = []
     try:
-        data = source.picture(row)
-        decode_picture(data, source.where(row))
-        sides = picture_size(data)  # a very large one is decoded smaller
+        data = source.image_bytes(row)
+        decode_image(data, source.where(row))
+        sides = read_size(data)  # a very large one is decoded smaller
         captions = source.captions(row)
     except ValueError as error:
         problem = str(error)
@@ -147,7 +147,7 @@ def _report(name: str, source: Source, seen: Sequence[_Seen]) -> CheckReport:
             alike.setdefault(one.hash, []).append(key)
     lengths = [length for _, length in captions]
     labels = source.labels or ()
-    found = Counter(label for label, one in zip(labels, seen) if one.problem is None)
+    counts = Counter(label for label, one in zip(labels, seen) if one.problem is None)
     return CheckReport(
         source=name,
         samples=len(seen),
@@ -165,7 +165,7 @@ def _report(name: str, source: Source, seen: Sequence[_Seen]) -> CheckReport:
         left_out={what: names for what, names in source.left_out.items() if names},
         broken={key: one.problem for key, one in zip(source.keys, seen) if one.problem is not None},
         damaged_shards={k: v for k, v in source.problems.items() if v} if isinstance(source, Shards) else {},
-        classes={name: found[name] for name in class_names(labels)},
+        classes={name: counts[name] for name in class_names(labels)},
     )
 
 
@@ -202,4 +202,3 @@ def _in_order(pool: ThreadPoolExecutor, look: Callable[[int], _Seen], rows: Iter
 
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-

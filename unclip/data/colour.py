@@ -18,82 +18,82 @@ SCALES = {"L;2": 85, "L;4": 17}  # of grey numbers of few bits
 _warned: set[bytes] = set()  # profiles that cannot be used
 
 
-def to_rgb(picture: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """A picture of 8 bits as RGB: in sRGB, on white."""
     from PIL import Image
 
     alpha = None
-    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         # Premultiplied modes first go back to the plain ones, which is all that Pillow converts them to.
-        plain = {"La": "LA"}.get(picture.mode)
-        rgba = (picture.convert(plain) if plain else picture).convert("RGBA")
+        plain = {"La": "LA"}.get(image.mode)
+        rgba = (image.convert(plain) if plain else image).convert("RGBA")
         alpha = rgba.getchannel("A")
-        picture = _keep_profile(rgba.convert("RGB"), picture)
-    rgb = _to_srgb(picture, name)
+        image = _keep_profile(rgba.convert("RGB"), image)
+    rgb = _to_srgb(image, name)
     if alpha is None:
         return rgb
     rgb.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
 
 
-def grey_curve(picture: Image.Image, name: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
+def grey_curve(image: Image.Image, name: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """What levels of grey are in red, green and blue of sRGB, all in [0, 1], by a picture's profile; None = it has none."""
     from PIL import Image
 
-    if not picture.info.get("icc_profile"):
+    if not image.info.get("icc_profile"):
         return None
-    ramp = _keep_profile(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), picture)
+    ramp = _keep_profile(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), image)
     levels = np.arange(256) / 255
     return [(levels, band / 255) for band in np.asarray(_to_srgb(ramp, name))[0].T]
 
 
-def scale_transparency(picture: Image.Image) -> None:
+def scale_transparency(image: Image.Image) -> None:
     """Bring the transparent colour of a PNG, noted in the file's own depth, to the numbers that Pillow decodes it to.
 
     Must come before the picture is loaded.
     """
-    colour, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    colour, tiles = image.info.get("transparency"), getattr(image, "tile", None)
     raw = tiles[0][3] if tiles else None
     if isinstance(colour, int) and raw in SCALES:
-        picture.info["transparency"] = colour * SCALES[raw]
+        image.info["transparency"] = colour * SCALES[raw]
     elif isinstance(colour, tuple) and raw == "RGB;16B":
-        picture.info["transparency"] = tuple(number >> 8 for number in colour)
+        image.info["transparency"] = tuple(number >> 8 for number in colour)
 
 
-def _keep_profile(picture: Image.Image, source: Image.Image) -> Image.Image:
-    picture.info["icc_profile"] = source.info.get("icc_profile")
-    return picture
+def _keep_profile(image: Image.Image, source: Image.Image) -> Image.Image:
+    image.info["icc_profile"] = source.info.get("icc_profile")
+    return image
 
 
-def _to_srgb(picture: Image.Image, name: str) -> Image.Image:
+def _to_srgb(image: Image.Image, name: str) -> Image.Image:
     """An opaque picture as RGB, its numbers those that littleCMS gives for its profile."""
-    profile = picture.info.get("icc_profile")
+    profile = image.info.get("icc_profile")
     if not profile:
-        return picture.convert("RGB")
-    if picture.mode not in SPACES.values():
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+        return image.convert("RGB")
+    if image.mode not in SPACES.values():
+        image = image.convert("L" if image.mode == "1" else "RGB")
     space, problem = _space(profile)
-    if space == "RGB" and picture.mode == "L":
-        picture = picture.convert("RGB")  # grey as a scanner's or camera's software leaves it
-    if space == "L" and picture.mode == "RGB" and _is_grey(picture):
-        picture = picture.getchannel("R")  # which Pillow has no mode for: of 16 bits with transparency, for instance
-    if problem is None and space != picture.mode:
-        problem = f"it is one for {space} and the picture is {picture.mode}"
+    if space == "RGB" and image.mode == "L":
+        image = image.convert("RGB")  # grey as a scanner's or camera's software leaves it
+    if space == "L" and image.mode == "RGB" and _is_grey(image):
+        image = image.getchannel("R")  # which Pillow has no mode for: of 16 bits with transparency, for instance
+    if problem is None and space != image.mode:
+        problem = f"it is one for {space} and the picture is {image.mode}"
     if problem is None:
-        transform, problem = _transform(profile, picture.mode)
+        transform, problem = _transform(profile, image.mode)
     if problem is None:
-        converted: Image.Image = transform.apply(picture)
+        converted: Image.Image = transform.apply(image)
         return converted
     if profile not in _warned:
         _warned.add(profile)
         warnings.warn(f"the colour profile of {name} is ignored: {problem}", stacklevel=1)
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _is_grey(picture: Image.Image) -> bool:
+def _is_grey(image: Image.Image) -> bool:
     from PIL import ImageChops
 
-    red, green, blue = picture.split()
+    red, green, blue = image.split()
     return not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox())
 
 
@@ -115,7 +115,7 @@ def _transform(profile: bytes, mode: str) -> tuple[Any, str | None]:
     from PIL import ImageCms
 
     try:
-        own, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(own, srgb, mode, "RGB"), None
+        embedded, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(embedded, srgb, mode, "RGB"), None
     except Exception as error:
         return None, str(error)

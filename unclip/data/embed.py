@@ -75,14 +75,14 @@ def embed(
                 skipped.append(shard)
                 progress(len(rows))
                 continue
-            for left in folder.glob(f".{path.stem}.*"):  # by a kill
-                left.unlink(missing_ok=True)
+            for stale in folder.glob(f".{path.stem}.*"):  # by a kill
+                stale.unlink(missing_ok=True)
             keys, images, captions, bad = _images(clip, data, rows, batch, pool, progress)
             image_embed = torch.cat(images) if images else torch.empty(0, clip.embed_dim)
-            text = _texts(clip, [caption for some in captions for caption in some], batch)
+            text = _texts(clip, [caption for group in captions for caption in group], batch)
             narrow = getattr(torch, dtype)
             text = move(text, "cpu", narrow) if text is not None else None
-            write_shard(path, keys, image_embed.to(narrow), text, [len(some) for some in captions], bad)
+            write_shard(path, keys, image_embed.to(narrow), text, [len(group) for group in captions], bad)
             written.append(shard)
             pictures, broken = pictures + len(keys), broken + len(bad)
     return Done(written, skipped, pictures, broken)
@@ -156,9 +156,9 @@ def _images(
         except ValueError as error:
             return str(error)
 
-    for some, found in _ahead(pool, read, [rows[i : i + batch] for i in range(0, len(rows), batch)]):
+    for chunk, samples in _ahead(pool, read, [rows[i : i + batch] for i in range(0, len(rows), batch)]):
         good = []
-        for row, sample in zip(some, found):
+        for row, sample in zip(chunk, samples):
             if isinstance(sample, str):
                 broken[data.keys[row]] = sample
                 warnings.warn(f"{sample}; it gets no embedding", stacklevel=1)
@@ -169,7 +169,7 @@ def _images(
                 images.append(clip.encode_image(torch.stack([sample.image for sample in good])).float().cpu())
         keys += [sample.key for sample in good]
         captions += [sample.captions for sample in good]
-        progress(len(some))
+        progress(len(chunk))
     return keys, images, captions, broken
 
 

@@ -187,8 +187,8 @@ class EmbeddingShards:
 
     def problems(self) -> list[str]:
         """Every damaged shard, read whole for its hash."""
-        found = [(path, receipt.problem(path)) for path, receipt in zip(self.paths, self.receipts)]
-        return [f"{path} {problem}" for path, problem in found if problem]
+        checked = [(path, receipt.problem(path)) for path, receipt in zip(self.paths, self.receipts)]
+        return [f"{path} {problem}" for path, problem in checked if problem]
 
     def _shard(self, number: int) -> _Shard:
         with self._lock:

@@ -30,9 +30,7 @@ class Embeddings:
         self.name = "the embeddings"  # for messages
         self._row = {key: row for row, key in enumerate(self.keys)}
         if len(self._row) != len(self.keys):
-            raise ValueError(
-                f"of {len(self.keys)} keys only {len(self._row)} differ; the keys of embeddings are unique"
-            )
+            raise ValueError(f"of {len(self.keys)} keys only {len(self._row)} differ; the keys of embeddings are unique")
         columns = [image_embed] if text is None else [image_embed, text.tokens, text.z_t, text.token_states, text.mask]
         lengths = {*map(len, columns), *([] if text is None else [len(text.strings)])}
         if lengths != {len(self.keys)}:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from unclip.files import regular_file, visible
 
-from .parquet_pictures import MAGIC as PARQUET
-from .parquet_pictures import copy_pictures
+from .parquet_images import MAGIC as PARQUET
+from .parquet_images import copy_images
 from .unpack import LONGEST, copy_unpacked, kind
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def expand(pattern: str) -> list[str]:
     """
     if pattern.startswith("pipe:"):
         raise ValueError(f"{pattern!r} would run a command; give paths or URLs of the shards")
-    found: list[str] = []
+    places: list[str] = []
     for name in _braces(os.path.expanduser(pattern.removeprefix("file://"))):
         matches = [name]
         wild = re.search(r"[*?\[]", name.partition("?")[0] if name.startswith("http") else name)
@@ -59,11 +59,11 @@ def expand(pattern: str) -> list[str]:
             matches = sorted(_remote_glob(name) if is_url(name) else glob.glob(name, recursive=True))
             if not matches:
                 raise ValueError(f"no file matches {name!r}")
-        found += matches
-    missing = [name for name in found if not is_url(name) and not Path(name).is_file()]
+        places += matches
+    missing = [name for name in places if not is_url(name) and not Path(name).is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(found)} files of {pattern!r} are not there, the first is {missing[0]}")
-    return found
+        raise ValueError(f"{len(missing)} of {len(places)} files of {pattern!r} are not there, the first is {missing[0]}")
+    return places
 
 
 def stamp(where: str) -> Stamp:
@@ -140,7 +140,7 @@ def packing(where: str) -> Packing | None:
     with open_file(where) as file:
         start = file.read(LONGEST)
     if start.startswith(PARQUET):
-        return Packing("is a table with pictures in it", copy_pictures)
+        return Packing("is a table with pictures in it", copy_images)
     return Packing("is compressed", copy_unpacked) if kind(start) else None
 
 
@@ -201,8 +201,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         fs, path = url_to_fs(url)
     except ImportError as error:
-        told = "pip install 'unclip[remote]'" if url.startswith("http") else f"{error}"
-        raise ValueError(f"{url} needs a package that is not installed: {told}") from None
+        remedy = "pip install 'unclip[remote]'" if url.startswith("http") else f"{error}"
+        raise ValueError(f"{url} needs a package that is not installed: {remedy}") from None
     except ValueError as error:
         raise ValueError(f"{url} cannot be opened: {error}") from None
     return fs, path

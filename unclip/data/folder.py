@@ -10,8 +10,8 @@ from pathlib import Path
 from unclip.files import visible
 
 from .files import is_url, read_file, read_url
+from .images import MAX_BYTES
 from .naming import Files, Grouped
-from .pictures import MAX_BYTES
 from .sample import FOLDER, MAX_TEXT, read_captions, record_label
 from .source import LONGEST_NAME, clean, say_left_out
 from .table import SUFFIXES as TABLE_SUFFIXES
@@ -41,21 +41,21 @@ class Folder:
         self.name = self.folder.resolve().name
         files, lost, grouped = listing or list_folder(self.folder)
         for key, twins in grouped.twins.items():
-            pair = [clean(files[name]) for name in (grouped.samples[key].picture, twins[0])]
+            pair = [clean(files[name]) for name in (grouped.samples[key].image, twins[0])]
             raise ValueError(f"{pair[0]} and {pair[1]} have the same key {key!r}: rename or remove one")
-        own = {key: files[sample.picture] for key, sample in grouped.samples.items()}
+        local = {key: files[sample.image] for key, sample in grouped.samples.items()}
         tables = tables or find_table(self.folder)
         self._broken: dict[str, str] = {}  # key -> what is wrong with its captions
-        joined = join_tables(tables, self.folder, own, labels) if tables else _beside(grouped, files, self._broken, labels)
+        joined = join_tables(tables, self.folder, local, labels) if tables else _beside(grouped, files, self._broken, labels)
         if labels == FOLDER:
-            tops = {key: _top(joined.pictures[key], self.folder) for key in joined.named & joined.pictures.keys()}
+            tops = {key: _top(joined.images[key], self.folder) for key in joined.named & joined.images.keys()}
             joined.labels = {key: top for key, top in tops.items() if top is not None}
-            joined.unused = own.keys() - joined.labels.keys()
-        half, found = ("caption", joined.captions) if labels is None else ("label", joined.labels)
-        self.keys = sorted(joined.pictures.keys() & found.keys())
+            joined.unused = local.keys() - joined.labels.keys()
+        half, values = ("caption", joined.captions) if labels is None else ("label", joined.labels)
+        self.keys = sorted(joined.images.keys() & values.keys())
         self.left_out = {
-            f"pictures have no {half}": sorted(joined.unused | (joined.pictures.keys() - found.keys() - own.keys())),
-            "captions have no picture": sorted(joined.captions.keys() - joined.pictures.keys()),
+            f"pictures have no {half}": sorted(joined.unused | (joined.images.keys() - values.keys() - local.keys())),
+            "captions have no picture": sorted(joined.captions.keys() - joined.images.keys()),
             "pictures are of a kind that is not read": grouped.unread,
             **lost,
         }
@@ -66,19 +66,19 @@ class Folder:
                 column = f"expected a table with the column {labels!r}, or NAME.json"
                 expected = "expected a folder for each class" if labels == FOLDER else column
             if tables and joined.named:
-                expected = nothing_joined(joined, own, tables)
-            has = f"{len(joined.pictures)} pictures and {len(found)} {half}s"
+                expected = nothing_joined(joined, local, tables)
+            has = f"{len(joined.images)} pictures and {len(values)} {half}s"
             raise ValueError(f"{folder} has {has}, none with the same key; {expected}")
         self.captioned = not joined.captions.keys().isdisjoint(self.keys)
         blank = [""] if self.captioned else []
-        self._places = [joined.pictures[key] for key in self.keys]
+        self._places = [joined.images[key] for key in self.keys]
         self._captions = [joined.captions.get(key, blank) for key in self.keys]
         self.labels = None if labels is None else [joined.labels[key] for key in self.keys]
 
     def where(self, row: int) -> str:
         return visible(clean(self._places[row]), LONGEST_NAME)
 
-    def picture(self, row: int) -> bytes:
+    def image_bytes(self, row: int) -> bytes:
         place = self._places[row]
         return read_url(place) if is_url(place) else read_file(place, MAX_BYTES)
 
@@ -103,7 +103,7 @@ def find_table(folder: Path) -> list[Path]:
 
 def _beside(grouped: Grouped, files: Mapping[str, str], broken: dict[str, str], labels: str | None) -> Joined:
     """Captions and labels from the files beside each picture; in `broken` what is wrong with one."""
-    joined = Joined({key: files[sample.picture] for key, sample in grouped.samples.items()}, named=set(grouped.samples))
+    joined = Joined({key: files[sample.image] for key, sample in grouped.samples.items()}, named=set(grouped.samples))
     for key, sample in grouped.samples.items():
         if sample.text is not None:
             try:
@@ -121,8 +121,8 @@ def _beside(grouped: Grouped, files: Mapping[str, str], broken: dict[str, str], 
             joined.captions[key] = captions
     if labels is not None and labels != FOLDER:
         joined.labels = dict(_labels(grouped.samples, files, labels))
-    found = joined.captions if labels is None else joined.labels
-    joined.unused = joined.pictures.keys() - found.keys()
+    values = joined.captions if labels is None else joined.labels
+    joined.unused = joined.images.keys() - values.keys()
     return joined
 
 
@@ -143,8 +143,8 @@ def _labels(samples: Mapping[str, Files], files: Mapping[str, str], field: str) 
 def _unreadable(path: str, error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{clean(path)} is no UTF-8 text: {error}"
-    told = str(error)
-    return told if clean(path) in told else f"{clean(path)} cannot be read: {told}"
+    problem = str(error)
+    return problem if clean(path) in problem else f"{clean(path)} cannot be read: {problem}"
 
 
 def _top(place: str, folder: Path) -> str | None:

@@ -24,25 +24,25 @@ class Mix:
     their name in front of all their keys, `pets/one`; of equal names the second becomes `pets-2`.
     """
 
-    def __init__(self, parts: Sequence[Reader | Embedded], names: Sequence[str], shares: Sequence[float] | None = None):
-        if not parts:
+    def __init__(self, readers: Sequence[Reader | Embedded], names: Sequence[str], shares: Sequence[float] | None = None):
+        if not readers:
             raise ValueError("there is nothing to mix: give at least one source")
-        fields = [part.fields for part in parts]
+        fields = [reader.fields for reader in readers]
         if len(set(fields)) > 1:
             other = next(i for i, has in enumerate(fields) if has != fields[0])
-            told = [f"{names[i]} has {', '.join(sorted(fields[i]))}" for i in (0, other)]
-            raise ValueError(f"sources that are mixed have the same things, but {' and '.join(told)}")
-        self.parts, self.fields, self.name = list(parts), fields[0], "+".join(names)
-        self.classes = parts[0].classes
-        if unlike := [name for name, part in zip(names, parts) if part.classes != self.classes]:
+            described = [f"{names[i]} has {', '.join(sorted(fields[i]))}" for i in (0, other)]
+            raise ValueError(f"sources that are mixed have the same things, but {' and '.join(described)}")
+        self.readers, self.fields, self.name = list(readers), fields[0], "+".join(names)
+        self.classes = readers[0].classes
+        if unlike := [name for name, reader in zip(names, readers) if reader.classes != self.classes]:
             raise ValueError(f"{names[0]} and {unlike[0]} number their classes differently: open both with the same `classes`")
-        self.starts = np.cumsum([0, *map(len, parts)])
-        self.keys, self.names = _unique(parts, names)
+        self.starts = np.cumsum([0, *map(len, readers)])
+        self.keys, self.names = _unique(readers, names)
         self.weights: Float[np.ndarray, " n"] | None = None
         if shares is not None:
-            if len(shares) != len(parts) or not all(0 < share < float("inf") for share in shares):
-                raise ValueError(f"the weights of sources are positive numbers, one each; got {list(shares)} for {len(parts)}")
-            self.weights = np.concatenate([np.full(len(part), share / len(part)) for part, share in zip(parts, shares)])
+            if len(shares) != len(readers) or not all(0 < share < float("inf") for share in shares):
+                raise ValueError(f"the weights of sources are positive numbers, one each; got {list(shares)} for {len(readers)}")
+            self.weights = np.concatenate([np.full(len(reader), share / len(reader)) for reader, share in zip(readers, shares)])
             self.weights.setflags(write=False)  # which `indices` takes as leave to look at them once
 
     def __len__(self) -> int:
@@ -56,31 +56,31 @@ class Mix:
         if noise is not None:
             check_noise(noise, len(indices), "samples")
         if not indices:
-            return self.parts[0].batch([])
+            return self.readers[0].batch([])
         rows = np.asarray(indices) % n
         owners = np.searchsorted(self.starts, rows, side="right") - 1
         order, batches = [], []
         for p in np.unique(owners).tolist():
             mine = np.flatnonzero(owners == p).tolist()
-            some = None if noise is None else Noise([noise.paths[i] for i in mine])
-            batch = self.parts[p].batch([int(rows[i] - self.starts[p]) for i in mine], some)
+            streams = None if noise is None else Noise([noise.paths[i] for i in mine])
+            batch = self.readers[p].batch([int(rows[i] - self.starts[p]) for i in mine], streams)
             prefix = self.names[p]
             batches.append(batch._replace(keys=[f"{prefix}/{key}" for key in batch.keys]) if prefix else batch)
             order += mine
         return _merge(batches, [order.index(i) for i in range(len(order))])
 
 
-def _unique(parts: Sequence[Reader | Embedded], names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _unique(readers: Sequence[Reader | Embedded], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """All keys, and the prefix of each part, empty where its keys are nobody else's."""
     different = [f"{name}-{seen + 1}" if (seen := list(names[:i]).count(name)) else name for i, name in enumerate(names)]
     owner: dict[str, int] = {}
     shared: set[int] = set()
-    for p, part in enumerate(parts):
-        for key in part.keys:
+    for p, reader in enumerate(readers):
+        for key in reader.keys:
             if (first := owner.setdefault(key, p)) != p:
                 shared |= {first, p}
     prefixes = [name if p in shared else "" for p, name in enumerate(different)]
-    keys = [f"{prefix}/{key}" if prefix else key for prefix, part in zip(prefixes, parts) for key in part.keys]
+    keys = [f"{prefix}/{key}" if prefix else key for prefix, reader in zip(prefixes, readers) for key in reader.keys]
     if len(set(keys)) < len(keys):
         raise ValueError(f"keys of the sources {', '.join(different)} are the same even with their names in front: rename one")
     return keys, prefixes
@@ -91,7 +91,7 @@ def _merge(batches: list[Batch], order: list[int]) -> Batch:
     rows = torch.tensor(order)
 
     def strings(all_of: list[list[str]]) -> list[str]:
-        joined = [string for some in all_of for string in some]
+        joined = [string for group in all_of for string in group]
         return [joined[i] for i in order]
 
     def tensors(all_of: list[Tensor]) -> Tensor:

@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .pictures import SUFFIXES
+from .images import SUFFIXES
 
-PICTURES = {suffix[1:] for suffix in SUFFIXES}
+IMAGES = {suffix[1:] for suffix in SUFFIXES}
 TEXTS = ("txt", "caption", "json")  # of captions, in this order
 WORDS = {*TEXTS, "cls"}  # cls: webdataset's place for the number of a class
 # Of pictures that are not decoded: told, rather than passed over.
 UNREAD = {"heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx", "psd", "svg", "tga", "exr", "hdr", "dng", "nef", "cr2", "cr3", "arw"}
 UNREAD |= {"raf", "orf", "rw2", "pef", "raw"}
-KNOWN = PICTURES | WORDS | UNREAD
+KNOWN = IMAGES | WORDS | UNREAD
 # What systems and tools leave behind, in lower case; names that begin with a dot are none of the data anyway.
 LITTER = {
     "thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows
@@ -30,7 +30,7 @@ LITTER = {
 class Files(NamedTuple):
     """One sample, by the names of its files."""
 
-    picture: str
+    image: str
     text: str | None  # of its captions
     record: str | None  # its .json
     number: str | None  # its .cls
@@ -68,51 +68,51 @@ def group(names: Iterable[str], joins: bool = False) -> Grouped:
     cats/1.jpg.txt and so on.  joins: what is left over is put together by its name up to the first dot, as webdataset does
     (s0.input.jpg and s0.outputs.txt are the sample s0; s0.mask.png belongs to s0.jpg and is no picture of its own).
     """
-    found = Grouped()
+    grouped = Grouped()
     stems: dict[str, list[File]] = {}
-    pictures: dict[str, str] = {}  # name -> stem
+    stem_of: dict[str, str] = {}  # name -> stem
     for name in names:
         stem, suffix = split_suffix(name)
         if suffix in KNOWN and not is_litter(name):
             stems.setdefault(stem, []).append((suffix, name))
-            if suffix in PICTURES:
-                pictures[name] = stem
-    for stem in [stem for stem in stems if stem in pictures and not _has(stems[stem], PICTURES)]:
-        stems[pictures[stem]] += stems.pop(stem)  # of 1.jpg.txt
+            if suffix in IMAGES:
+                stem_of[name] = stem
+    for stem in [stem for stem in stems if stem in stem_of and not _has(stems[stem], IMAGES)]:
+        stems[stem_of[stem]] += stems.pop(stem)  # of 1.jpg.txt
     for key, files in _joined(stems) if joins else stems.items():
-        some = [name for suffix, name in files if suffix in PICTURES]
+        images = [name for suffix, name in files if suffix in IMAGES]
         text, record, number = (_first(files, suffixes) for suffixes in (TEXTS, ("json",), ("cls",)))
-        if some:
-            found.samples[key] = Files(some[0], text, record, number)
-            if some[1:]:
-                found.twins[key] = some[1:]
+        if images:
+            grouped.samples[key] = Files(images[0], text, record, number)
+            if images[1:]:
+                grouped.twins[key] = images[1:]
             continue
         if text:
-            found.texts[key] = text
-        found.unread += [name for suffix, name in files if suffix in UNREAD]
-    return found
+            grouped.texts[key] = text
+        grouped.unread += [name for suffix, name in files if suffix in UNREAD]
+    return grouped
 
 
 def _joined(stems: dict[str, list[File]]) -> Iterator[tuple[str, list[File]]]:
     """Stems that lack a half put together by their name up to the first dot, where that leaves one picture and no doubt."""
     bases: dict[str, list[str]] = {}
     for stem, files in stems.items():
-        if _has(files, PICTURES) and _has(files, WORDS):
+        if _has(files, IMAGES) and _has(files, WORDS):
             yield stem, files
         else:
             bases.setdefault(base(stem), []).append(stem)
-    for key, some in bases.items():
-        own = stems.get(key, [])
-        if _has(own, PICTURES):
-            if _has(own, WORDS):
+    for key, members in bases.items():
+        exact = stems.get(key, [])
+        if _has(exact, IMAGES):
+            if _has(exact, WORDS):
                 continue  # what is left, masks and the like, belongs to that sample
-            some = [stem for stem in some if stem == key or not _has(stems[stem], PICTURES)]
-        together = [file for stem in some for file in stems[stem]]
-        kinds = Counter("picture" if suffix in PICTURES else suffix for suffix, _ in together)
+            members = [stem for stem in members if stem == key or not _has(stems[stem], IMAGES)]
+        together = [file for stem in members for file in stems[stem]]
+        kinds = Counter("picture" if suffix in IMAGES else suffix for suffix, _ in together)
         if kinds["picture"] == 1 and max(kinds.values()) == 1:
             yield key, together
         else:
-            yield from ((stem, stems[stem]) for stem in some)
+            yield from ((stem, stems[stem]) for stem in members)
 
 
 def base(stem: str) -> str:
@@ -128,8 +128,8 @@ def _has(files: Iterable[File], suffixes: Collection[str]) -> bool:
 def _first(files: Collection[File], suffixes: Sequence[str]) -> str | None:
     """The file with the first of the suffixes; 1.txt before 1.jpg.txt."""
     for wanted in suffixes:
-        if some := [name for suffix, name in files if suffix == wanted]:
-            return min(some, key=lambda name: (name.count("."), name))
+        if matches := [name for suffix, name in files if suffix == wanted]:
+            return min(matches, key=lambda name: (name.count("."), name))
     return None
 
 

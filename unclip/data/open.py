@@ -16,7 +16,7 @@ from .files import expand, is_url
 from .folder import TABLES, Folder, find_table
 from .mix import Mix
 from .naming import is_litter
-from .parquet_pictures import holds_pictures
+from .parquet_images import holds_images
 from .reader import Broken, Embedded, Reader, Store
 from .sample import FOLDER, class_names
 from .shards import Shards
@@ -81,8 +81,8 @@ class DataConfig(DataSpec, frozen=True, kw_only=True):
 
         if isinstance(self.source, str):
             return self.replace(source=at(self.source), embeddings=at(self.embeddings))
-        parts = [one.replace(path=at(one.path), embeddings=at(one.embeddings)) for one in self.source]
-        return self.replace(source=tuple(parts))
+        sources = [one.replace(path=at(one.path), embeddings=at(one.embeddings)) for one in self.source]
+        return self.replace(source=tuple(sources))
 
 
 def open_data(
@@ -119,11 +119,11 @@ def open_data(
     if weights and len(weights) < len(many):
         without = next(one.path for one in many if one.weight is None)
         raise ValueError(f"{without} has no weight, but other sources have: give each one, or none")
-    found = [open_source(one.path, labels) for one in many]
+    opened = [open_source(one.path, labels) for one in many]
     if labels is not None and classes is None:
-        classes = class_names(name for one in found if isinstance(one, Source) for name in one.labels or ())
-    parts = [_reader(one.path, place, size, one.embeddings, broken, classes) for one, place in zip(many, found)]
-    return Mix(parts, [one.name or part.name for one, part in zip(many, parts)], weights or None)
+        classes = class_names(name for one in opened if isinstance(one, Source) for name in one.labels or ())
+    readers = [_reader(one.path, place, size, one.embeddings, broken, classes) for one, place in zip(many, opened)]
+    return Mix(readers, [one.name or reader.name for one, reader in zip(many, readers)], weights or None)
 
 
 def open_embeddings(path: str | Path) -> Store:
@@ -134,10 +134,10 @@ def open_embeddings(path: str | Path) -> Store:
 
 def open_source(path: str | Path, labels: str | None = None) -> Source | Store:
     """What lies at `path`, told by what it looks like.  ValueError: nothing known, or embeddings where labels are asked for."""
-    found = _open(path, labels)
-    if labels is not None and not isinstance(found, Source):
+    opened = _open(path, labels)
+    if labels is not None and not isinstance(opened, Source):
         raise ValueError(f"{path} holds embeddings, which have no labels: name the pictures as source, and these as embeddings")
-    return found
+    return opened
 
 
 def _open(path: str | Path, labels: str | None) -> Source | Store:
@@ -184,7 +184,7 @@ def _open_folder(place: Path, labels: str | None) -> Source:
 
 def _open_tables(tables: Sequence[Path], folder: Path, labels: str | None, listing: Listing | None = None) -> Source:
     """Tables that name pictures below a folder, or that hold them."""
-    holding = [table for table in tables if holds_pictures(table)]
+    holding = [table for table in tables if holds_images(table)]
     if not holding:
         return Folder(folder, tables, labels, listing)
     if len(holding) < len(tables):
@@ -200,23 +200,23 @@ def _only_table(place: Path, listing: Listing) -> list[Path]:
         if name.lower().endswith(TABLE_SUFFIXES):
             tables.setdefault(re.sub(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])", "*", name), []).append(Path(path))
     if len(tables) > 1:
-        told = ", ".join(f"{place}/{name}" for name in sorted(tables)[:6])
-        raise ValueError(f"{place} has no captions beside its pictures and several tables: name one as the source, of {told}")
+        places = ", ".join(f"{place}/{name}" for name in sorted(tables)[:6])
+        raise ValueError(f"{place} has no captions beside its pictures and several tables: name one as the source, of {places}")
     return next(iter(tables.values()), [])
 
 
 def _reader(
     path: str,
-    found: Source | Store,
+    opened: Source | Store,
     size: int | None,
     embeddings: str | Path | Store | None,
     broken: Broken,
     classes: Sequence[str] | None,
 ) -> Reader | Embedded:
-    if not isinstance(found, Source):
+    if not isinstance(opened, Source):
         if size is not None or embeddings is not None:
-            asked = f"size={size}" if size is not None else "other embeddings"
-            raise ValueError(f"{path} holds embeddings and no pictures, but {asked} was asked for: name the pictures as source")
-        return Embedded(found, Path(path).expanduser().resolve().stem)
+            request = f"size={size}" if size is not None else "other embeddings"
+            raise ValueError(f"{path} holds embeddings and no pictures, but {request} was asked for: name the pictures as source")
+        return Embedded(opened, Path(path).expanduser().resolve().stem)
     store = open_embeddings(embeddings) if isinstance(embeddings, (str, Path)) else embeddings
-    return Reader(found, size, broken=broken, embeddings=store, classes=classes)
+    return Reader(opened, size, broken=broken, embeddings=store, classes=classes)

@@ -53,9 +53,7 @@ def slice_for(batch: int, rank: int, world: int) -> slice:
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank} of {world} processes; it must lie in 0..{world - 1}")
     if batch % world:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared equally by {world} processes: choose a multiple of {world}"
-        )
+        raise ValueError(f"a batch of {batch} cannot be shared equally by {world} processes: choose a multiple of {world}")
     share = batch // world
     return slice(rank * share, (rank + 1) * share)
 

@@ -15,8 +15,8 @@ from unclip.clip.preprocess import fit_square
 from unclip.files import write_folder
 from unclip.images import png
 
+from .images import decode_image
 from .naming import member_name
-from .pictures import decode_picture
 from .sample import caption_lines
 from .source import Source
 
@@ -82,8 +82,8 @@ def _samples(
     """The members of each sample that can be read."""
     for row, key in enumerate(source.keys):
         try:
-            data, suffix = source.picture(row), Path(source.where(row).partition("?")[0]).suffix.lower()
-            image = decode_picture(data, source.where(row))
+            data, suffix = source.image_bytes(row), Path(source.where(row).partition("?")[0]).suffix.lower()
+            image = decode_image(data, source.where(row))
             captions = source.captions(row)
         except ValueError as error:
             broken[key] = str(error)

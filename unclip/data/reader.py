@@ -15,7 +15,7 @@ from unclip.clip.preprocess import fit_square
 from unclip.randomness import Noise, check_noise
 from unclip.types import Batch
 
-from .pictures import decode_picture
+from .images import decode_image
 from .sample import class_names, class_numbers
 from .source import Source
 
@@ -38,7 +38,7 @@ class Store(Protocol):
 
 
 class Sample(NamedTuple):
-    """One captioned picture, whole (very large ones smaller, see `load_picture`)."""
+    """One captioned picture, whole (very large ones smaller, see `load_image`)."""
 
     key: str
     image: Float[Tensor, "3 h w"]
@@ -103,23 +103,23 @@ class Reader:
         """The samples `indices`; a broken one is replaced, key and caption too.  noise None = the first caption."""
         if noise is not None:
             check_noise(noise, len(indices), "samples")
-        found = [self._read(i) for i in indices]
+        samples = [self._read(i) for i in indices]
         images = None
         if self.size is not None:
-            pictures = [image for _, image, _ in found if image is not None]
-            images = torch.stack(pictures) if pictures else torch.empty(0, 3, self.size, self.size)
+            decoded = [image for _, image, _ in samples if image is not None]
+            images = torch.stack(decoded) if decoded else torch.empty(0, 3, self.size, self.size)
         batch = Batch(
-            keys=[self.keys[i] for i, _, _ in found],
+            keys=[self.keys[i] for i, _, _ in samples],
             images=images,
-            captions=chosen([captions for _, _, captions in found], noise) if self.source.captioned else None,
-            labels=None if self._numbers is None else self._numbers[[self.rows[i] for i, _, _ in found]],
+            captions=chosen([captions for _, _, captions in samples], noise) if self.source.captioned else None,
+            labels=None if self._numbers is None else self._numbers[[self.rows[i] for i, _, _ in samples]],
         )
         return batch if self.embeddings is None else self.embeddings.join(batch, noise)
 
     def sample(self, index: int) -> Sample:
         """One picture as it is, and all its captions.  ValueError when it is broken."""
         row = self.rows[index]
-        image = decode_picture(self.source.picture(row), self.source.where(row))
+        image = decode_image(self.source.image_bytes(row), self.source.where(row))
         return Sample(self.keys[index], image, self.source.captions(row))
 
     def _keep(self, embeddings: Store) -> None:
@@ -161,7 +161,7 @@ class Reader:
         captions = [""] if self.embeddings is not None and self.embeddings.has_text else self.source.captions(row)
         if self.size is None:
             return None, captions
-        image = decode_picture(self.source.picture(row), self.source.where(row))
+        image = decode_image(self.source.image_bytes(row), self.source.where(row))
         return fit_square(image[None], self.size)[0], captions
 
 

@@ -66,8 +66,8 @@ def first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 def record_captions(record: Mapping[str, Any], names: Sequence[str] = CAPTIONS) -> list[str]:
     """The texts in the first of the fields `names`; none where it is null, or a list of nulls.  ValueError: it holds no texts."""
-    found = first(record, names)
-    texts = [as_text(value) for value in (found if isinstance(found, list) else [found])]
+    field = first(record, names)
+    texts = [as_text(value) for value in (field if isinstance(field, list) else [field])]
     return [text for text in texts if text is not None]
 
 

@@ -55,7 +55,9 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None
                 files = files._replace(text=None)
             entries[key] = _entry(key, stem, files, members)
         lost.setdefault("captions have no picture", []).extend(map(key_of, grouped.texts))
-        lost.setdefault("pictures have the name of another", []).extend(name for some in grouped.twins.values() for name in some)
+        lost.setdefault("pictures have the name of another", []).extend(
+            name for twins in grouped.twins.values() for name in twins
+        )
         lost.setdefault("pictures are of a kind that is not read", []).extend(grouped.unread)
     return Index(
         size=stamped.size,
@@ -83,8 +85,8 @@ def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> 
     def suffix(name: str | None) -> str:
         return name[len(stem) + 1 :] if name is not None else ""
 
-    picture, text, record, number = map(place, files)
-    return Entry(key, suffix(files.picture), *picture, suffix(files.text), *text, *record, *number)
+    image, text, record, number = map(place, files)
+    return Entry(key, suffix(files.image), *image, suffix(files.text), *text, *record, *number)
 
 
 def _unused(key: str, taken: Collection[str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from unclip.files import visible
 
 from . import files
-from .pictures import MAX_BYTES
+from .images import MAX_BYTES
 from .sample import FOLDER, MAX_TEXT, read_captions
 from .shard_cache import keep, recall
 from .shard_index import Entry, Index, scan
@@ -27,7 +27,7 @@ from .shard_labels import Labels, read_labels
 from .source import LONGEST_NAME, listed, say_left_out
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 THREADS = 16  # that look at shards when a source is opened: waiting for a file system is most of the work
 
@@ -103,7 +103,7 @@ class Shards:
         self.keys = [keys[i] for i in order]
         self._shard = shard[order]
         # Numbers in arrays: ten million samples are then a gigabyte of keys and half of one of places.
-        self._picture = np.array([(e.offset, e.size) for e in entries], np.int64)[order]
+        self._image = np.array([(e.offset, e.size) for e in entries], np.int64)[order]
         self._text = np.array([(e.text_offset, e.text_size) for e in entries], np.int64)[order]
         kinds = [(entry.suffix, entry.text_suffix) for entry in entries]
         self._kinds = sorted(set(kinds))
@@ -113,15 +113,15 @@ class Shards:
 
     def _contents(self) -> str:
         """What there is in the place of samples."""
-        told = [f"{shard} {problem}" for shard, problem in self.problems.items()][:1]
-        told += [f"{len(names)} {what}: {listed(names, 3)}" for what, names in self.left_out.items() if names]
-        return f"; found: {', '.join(told)}" if told else ""
+        contents = [f"{shard} {problem}" for shard, problem in self.problems.items()][:1]
+        contents += [f"{len(names)} {what}: {listed(names, 3)}" for what, names in self.left_out.items() if names]
+        return f"; found: {', '.join(contents)}" if contents else ""
 
     def where(self, row: int) -> str:
         return visible(f"{self.shards[self._shard[row]]}:{self.keys[row]}.{self._kinds[self._kind[row]][0]}", LONGEST_NAME)
 
-    def picture(self, row: int) -> bytes:
-        offset, size = self._picture[row].tolist()
+    def image_bytes(self, row: int) -> bytes:
+        offset, size = self._image[row].tolist()
         if size > MAX_BYTES:
             raise ValueError(f"{self.where(row)} is too large: a picture of {size} bytes")
         return files.read_range(self._places[self._shard[row]], offset, size)
@@ -143,20 +143,20 @@ class Shards:
     def digest(self) -> str:
         """Of keys and sizes of all members."""
         digest = hashlib.blake2b("\n".join(self.keys).encode(), digest_size=16)
-        digest.update(self._picture[:, 1].tobytes() + self._text[:, 1].tobytes())
+        digest.update(self._image[:, 1].tobytes() + self._text[:, 1].tobytes())
         return digest.hexdigest()
 
 
-def _each(do: Callable[[Item], Found], items: Sequence[Item], name: str) -> list[Found]:
+def _each(do: Callable[[Item], Result], items: Sequence[Item], name: str) -> list[Result]:
     """In threads, with a bar where that takes long."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=name, unit="shard", disable=None, delay=1) as bar:
-        found = []
+        results = []
         for one in pool.map(do, items):
-            found.append(one)
+            results.append(one)
             bar.update()
-        return found
+        return results
 
 
 def _open(shard: str) -> tuple[str, Index]:

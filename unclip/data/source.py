@@ -31,7 +31,7 @@ class Source(Protocol):
         """A name of the picture for people, with the suffix of its file."""
         ...
 
-    def picture(self, row: int) -> bytes:
+    def image_bytes(self, row: int) -> bytes:
         """The picture's file.  ValueError: it is broken; OSError: its place cannot be reached."""
         ...
 

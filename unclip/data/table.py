@@ -147,8 +147,8 @@ def _csv(path: Path, wanted: Wanted, encoding: str) -> Iterator[tuple[int, dict[
                 if row and row[-1].endswith(END):
                     raise csv.Error("the table ends inside quotes")
                 if len(row) > len(columns):
-                    told = f"put captions with {'tabs' if separator == chr(9) else repr(separator)} in quotes"
-                    raise ValueError(f"{path}, line {reader.line_num + 1}: more fields than columns; {told}")
+                    remedy = f"put captions with {'tabs' if separator == chr(9) else repr(separator)} in quotes"
+                    raise ValueError(f"{path}, line {reader.line_num + 1}: more fields than columns; {remedy}")
                 last = reader.line_num + 1
                 if row:
                     yield last, dict(zip_longest(columns, row))
@@ -172,8 +172,8 @@ def _parquet(path: Path, wanted: Wanted) -> Iterator[tuple[int, dict[str, Any]]]
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             wanted.check(path, columns)
-            asked = [name for name in columns if name.strip().lower() in wanted.names()]
-            rows = (row for batch in file.iter_batches(columns=asked) for row in batch.to_pylist())
+            chosen = [name for name in columns if name.strip().lower() in wanted.names()]
+            rows = (row for batch in file.iter_batches(columns=chosen) for row in batch.to_pylist())
             yield from enumerate(rows, 1)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {visible(error)}") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import is_url
-from .naming import PICTURES, split_suffix
+from .naming import IMAGES, split_suffix
 from .table import Row, read_table
 
 
@@ -17,7 +17,7 @@ from .table import Row, read_table
 class Joined:
     """By key: where pictures lie (paths or URLs), captions, names of classes."""
 
-    pictures: dict[str, str]
+    images: dict[str, str]
     captions: dict[str, list[str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)  # keys that are samples, could they be had whole
@@ -25,25 +25,25 @@ class Joined:
     first: str = ""  # the first row's place
 
 
-def join_tables(tables: Sequence[Path], folder: Path, own: Mapping[str, str], labels: str | None) -> Joined:
-    """All rows of `tables`; `own` are the pictures below `folder`, by key.
+def join_tables(tables: Sequence[Path], folder: Path, local: Mapping[str, str], labels: str | None) -> Joined:
+    """All rows of `tables`; `local` are the pictures below `folder`, by key.
 
     A row's place is a key, a URL, or a path from its table's folder.  Where nothing lies there it is also tried with slashes
     for backslashes (img\\1.png), and from where it names `folder` itself on (train/1.png or /mnt/train/1.png in train).  A key
     column names the sample, wherever its picture lies.
     """
-    joined = Joined(dict(own), unused=set(own))
+    joined = Joined(dict(local), unused=set(local))
     for table in tables:
         below = os.path.relpath(table.absolute().parent, folder.absolute()).replace(os.sep, "/")
         for row in read_table(table, labels):
             joined.first = joined.first or row.place
-            mine, key, place = _find(row.place, below, folder, own)
+            mine, key, place = _find(row.place, below, folder, local)
             if row.key is not None:
-                if place is not None and joined.pictures.setdefault(row.key, place) != place:
-                    raise ValueError(f"{_line(table, row)}: {row.key!r} is the key of {joined.pictures[row.key]} too")
+                if place is not None and joined.images.setdefault(row.key, place) != place:
+                    raise ValueError(f"{_line(table, row)}: {row.key!r} is the key of {joined.images[row.key]} too")
                 key = row.key
             elif place is not None:
-                joined.pictures.setdefault(key, place)
+                joined.images.setdefault(key, place)
             if key in joined.named and not row.repeats:
                 raise ValueError(f"{_line(table, row)}: the key {key!r} occurs twice; give several captions as one list")
             joined.named.add(key)
@@ -56,26 +56,26 @@ def join_tables(tables: Sequence[Path], folder: Path, own: Mapping[str, str], la
     return joined
 
 
-def _find(place: str, below: str, folder: Path, own: Mapping[str, str]) -> tuple[str | None, str, str | None]:
-    """The key among `own` of the picture that a row names, the key that the row gives it, and where it lies."""
+def _find(place: str, below: str, folder: Path, local: Mapping[str, str]) -> tuple[str | None, str, str | None]:
+    """The key among `local` of the picture that a row names, the key that the row gives it, and where it lies."""
     place = os.path.expanduser(place.removeprefix("file://"))
-    if place in own:
-        return place, place, own[place]
+    if place in local:
+        return place, place, local[place]
     if is_url(place):
         return None, place, place
     forms = list(_forms(place, below))
     for form in forms:
-        if (key := _key(form)) in own:
-            return key, key, own[key]
+        if (key := _key(form)) in local:
+            return key, key, local[key]
     for form in forms:
         path = os.path.join(folder, form)
-        if split_suffix(form)[1] in PICTURES and os.path.isfile(path):
+        if split_suffix(form)[1] in IMAGES and os.path.isfile(path):
             inside = _key(os.path.relpath(path, folder).replace(os.sep, "/"))  # named from elsewhere, as /data/pictures/1.png
-            return inside if inside in own else None, _key(form), path
+            return inside if inside in local else None, _key(form), path
     parts = forms[-1].split("/")
     for i in (i for i, part in enumerate(parts) if part == folder.absolute().name):
-        if (key := _key("/".join(parts[i + 1 :]))) in own:
-            return key, key, own[key]
+        if (key := _key("/".join(parts[i + 1 :]))) in local:
+            return key, key, local[key]
     return None, _key(forms[0]), None
 
 
@@ -87,14 +87,14 @@ def _forms(place: str, below: str) -> Iterator[str]:
 
 def _key(path: str) -> str:
     stem, suffix = split_suffix(path)
-    return stem if suffix in PICTURES else path
+    return stem if suffix in IMAGES else path
 
 
 def _line(table: Path, row: Row) -> str:
     return f"{table}, line {row.number}"
 
 
-def nothing_joined(joined: Joined, own: Mapping[str, str], tables: Sequence[Path]) -> str:
+def nothing_joined(joined: Joined, local: Mapping[str, str], tables: Sequence[Path]) -> str:
     """Why no row has found its picture, as far as names tell."""
-    has = f"where pictures are called {min(own)!r}" if own else "which has no pictures"
+    has = f"where pictures are called {min(local)!r}" if local else "which has no pictures"
     return f"{tables[0]} names {joined.first!r}, and paths are taken from its folder, {has}"

@@ -20,7 +20,7 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
-    part: int  # number of the tar, where several lie behind one another
+    archive: int  # number of the tar, where several lie behind one another
 
 
 @dataclass
@@ -34,51 +34,53 @@ class Contents:
 
 def read_members(file: Any, size: int) -> Contents:
     """Go through the headers of a file of `size` bytes: the members that may be data, links resolved.  Nothing is an error."""
-    found = Contents()
+    contents = Contents()
     links: list[tuple[str, str, int]] = []
-    part, start = 0, 0
+    archive, start = 0, 0
     file.seek(0)
     if file.read(len(POINTER)) == POINTER:
-        found.problem = f"is a git-lfs pointer of {size} bytes, not the file itself: fetch that with `git lfs pull`"
-        return found
-    while start < size or part == 0:
+        contents.problem = f"is a git-lfs pointer of {size} bytes, not the file itself: fetch that with `git lfs pull`"
+        return contents
+    while start < size or archive == 0:
         file.seek(start)
         end = start
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                found.problem = _read_part(tar, part, size, found, links)
+                contents.problem = _read_part(tar, archive, size, contents, links)
                 end = tar.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            found.problem = f"is no whole tar: {error}"
-        if found.problem is None:
+            contents.problem = f"is no whole tar: {error}"
+        if contents.problem is None:
             file.seek(end)
             # Tarfile takes a broken header for the end; the real one is a block of zeros.
             if file.read(BLOCK) != bytes(BLOCK):
                 behind = f"has {size - end} bytes behind its end, at byte {end}, that are no tar"
-                found.problem = behind if part and end == start else f"is broken or truncated at byte {end} of {size}"
-        if found.problem is not None:
+                contents.problem = behind if archive and end == start else f"is broken or truncated at byte {end} of {size}"
+        if contents.problem is not None:
             break
-        part, start = part + 1, _zeros_end(file, end, size)
-    _resolve(links, found)
-    return found
+        archive, start = archive + 1, _zeros_end(file, end, size)
+    _resolve(links, contents)
+    return contents
 
 
-def _read_part(tar: tarfile.TarFile, part: int, size: int, found: Contents, links: list[tuple[str, str, int]]) -> str | None:
+def _read_part(
+    tar: tarfile.TarFile, archive: int, size: int, contents: Contents, links: list[tuple[str, str, int]]
+) -> str | None:
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
         name = posixpath.normpath(clean(member.name))
         if member.issym() or member.islnk():
             folder = posixpath.dirname(name) if member.issym() else ""
-            links.append((name, posixpath.normpath(posixpath.join(folder, clean(member.linkname))), part))
+            links.append((name, posixpath.normpath(posixpath.join(folder, clean(member.linkname))), archive))
         elif member.isreg():
             if member.size < 0 or member.offset_data + member.size > size:
                 return f"is truncated after {size} bytes, in the middle of {name}"
             if split_suffix(name)[1] not in KNOWN or is_litter(name):
                 continue
             if member.issparse():
-                found.lost.setdefault("members are sparse files", []).append(name)
+                contents.lost.setdefault("members are sparse files", []).append(name)
             else:
-                found.members.append(Member(name, member.offset_data, member.size, part))
+                contents.members.append(Member(name, member.offset_data, member.size, archive))
     return None
 
 
@@ -93,51 +95,51 @@ def _zeros_end(file: Any, start: int, size: int) -> int:
     return size
 
 
-def _resolve(links: list[tuple[str, str, int]], found: Contents) -> None:
+def _resolve(links: list[tuple[str, str, int]], contents: Contents) -> None:
     """Links to members as further members; others are told where they are named like data, or like a folder of it."""
-    places = {member.name: member for member in found.members}
+    places = {member.name: member for member in contents.members}
     targets = {name: target for name, target, _ in links}
-    for name, target, part in links:
+    for name, target, archive in links:
         suffix = split_suffix(name)[1]
         if is_litter(name) or (suffix and suffix not in KNOWN):
             continue
         for _ in range(8):  # links to links
             target = targets.get(target, target)
         if member := places.get(target):
-            found.members.append(member._replace(name=name, part=part))
+            contents.members.append(member._replace(name=name, archive=archive))
         elif not any(other.startswith(f"{target}/") for other in places):  # a folder that is here anyway
-            found.lost.setdefault("links lead out of the shard", []).append(name)
+            contents.lost.setdefault("links lead out of the shard", []).append(name)
 
 
-def bundles(found: Contents, file: Any) -> Iterator[dict[str, Member]]:
+def bundles(contents: Contents, file: Any) -> Iterator[dict[str, Member]]:
     """Members by name, without a name twice: first all those whose sample has no other of the same key, then sample by sample.
 
     A member that comes again with equal bytes is one.  With others it is another sample's: of a tar of its own, or of members
     that follow each other, time and again the same kinds.  Where that leaves a doubt, all of the key are told in `found.lost`.
     """
     names: dict[str, list[Member]] = {}
-    for member in found.members:
+    for member in contents.members:
         names.setdefault(member.name, []).append(member)
-    again = {_sample(name) for name, some in names.items() if some[1:] and len({_bytes(file, one) for one in some}) > 1}
-    yield {name: some[0] for name, some in names.items() if _sample(name) not in again}
+    again = {_sample(name) for name, entries in names.items() if entries[1:] and len({_bytes(file, one) for one in entries}) > 1}
+    yield {name: entries[0] for name, entries in names.items() if _sample(name) not in again}
     runs: dict[tuple[str, int], list[dict[str, Member]]] = {}  # of members that follow each other, by key and tar
     before = ""
-    for member in sorted(found.members, key=lambda one: one.offset):
+    for member in sorted(contents.members, key=lambda one: one.offset):
         key = _sample(member.name)
         if key in again:
-            some = runs.setdefault((key, member.part), [])
-            if not some or key != before or member.name in some[-1]:
-                some.append({})
-            some[-1][member.name] = member
+            entries = runs.setdefault((key, member.archive), [])
+            if not entries or key != before or member.name in entries[-1]:
+                entries.append({})
+            entries[-1][member.name] = member
         before = key
-    for some in runs.values():
-        together = {name: member for run in some for name, member in run.items()}
-        if len(together) == sum(map(len, some)):
+    for entries in runs.values():
+        together = {name: member for run in entries for name, member in run.items()}
+        if len(together) == sum(map(len, entries)):
             yield together
-        elif all(run.keys() == some[0].keys() for run in some):
-            yield from some
+        elif all(run.keys() == entries[0].keys() for run in entries):
+            yield from entries
         else:
-            found.lost.setdefault("members come again with other contents", []).extend(together)
+            contents.lost.setdefault("members come again with other contents", []).extend(together)
 
 
 def _sample(name: str) -> str:

@@ -56,4 +56,3 @@ def list_folder(folder: str | Path) -> Listing:
                 lost.setdefault("links lead nowhere" if dead else "names are those of pipes or devices", []).append(below)
     files = dict(sorted(files.items()))
     return Listing(files, lost, group(files))
-

@@ -55,8 +55,8 @@ def gradient_guidance(denoise: Denoise, fn: Guide, scale: float) -> Denoise:
             leaf = x.detach().float().requires_grad_()
             value = fn(leaf, t)
             if not isinstance(value, Tensor) or value.shape != (len(x),):
-                told = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise ValueError(f"a guide gives a log probability for each picture, ({len(x)},); this one gave {told}")
+                actual = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ValueError(f"a guide gives a log probability for each picture, ({len(x)},); this one gave {actual}")
             score = scale * torch.autograd.grad(value.sum(), leaf)[0]
         prediction = denoise(x, t)
         return prediction._replace(score=score if prediction.score is None else prediction.score + score)
@@ -102,9 +102,7 @@ def reporting(callback: Callback, stage: str, steps: int, rows: slice, total: in
     return wrap
 
 
-def threshold(
-    denoise: Denoise, schedule: NoiseSchedule, kind: Literal["static"] | float | None, bound: float = 1.0
-) -> Denoise:
+def threshold(denoise: Denoise, schedule: NoiseSchedule, kind: Literal["static"] | float | None, bound: float = 1.0) -> Denoise:
     """Keep x0 within [-bound, bound] and derive eps from it again.
 
     "static" clips.  A number is the quantile of dynamic thresholding (Imagen 2.3): per picture, the quantile s of |x0|, at

@@ -139,7 +139,7 @@ def run(
         return dpmpp_2m(denoise, x, schedule, timesteps)
     if sampling.variance == "analytic":
         if variance is None:
-            raise ValueError("this part has measured no analytic variance: measure it, or sample with variance 'small'")
+            raise ValueError("this component has measured no analytic variance: measure it, or sample with variance 'small'")
         return ddpm(denoise, x, schedule, timesteps, noise=noise, variance=variance)
     return ddpm(denoise, x, schedule, timesteps, noise=noise, variance=sampling.variance)
 

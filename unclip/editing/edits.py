@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unclip.checks import check_int
+from unclip.deprecation import renamed_arguments
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Callback
@@ -28,15 +29,16 @@ from .pca import PCA
 from .pipeline import Pipeline
 from .result import Edit
 from .slerp import slerp
-from .sources import Picture, Source, ends, exact, opened
+from .sources import ImageLike, Source, ends, exact, opened
 
 Start = Literal["kept", "fresh"]
-Way = Literal["slerp", "fixed"]
+NoisePath = Literal["slerp", "fixed"]
 
 
+@renamed_arguments(pictures="images")
 @torch.no_grad()
 def invert(
-    pipe: Pipeline, pictures: Picture | Sequence[Picture], inversion: Inversion | None = None, callback: Callback | None = None
+    pipe: Pipeline, images: ImageLike | Sequence[ImageLike], inversion: Inversion | None = None, callback: Callback | None = None
 ) -> Latent:
     """The latent pair of one or more pictures: CLIP's embedding, and the x_T that the decoder, given it, draws them from.
 
@@ -44,13 +46,13 @@ def invert(
     size: what `reconstruct` returns is the picture at that size, upsampled.
     """
     _check(pipe, None, None, inversion)
-    return opened(pipe, pictures, inversion, callback).latent
+    return opened(pipe, images, inversion, callback).latent
 
 
 @torch.no_grad()
 def reconstruct(
     pipe: Pipeline,
-    source: Source | Sequence[Picture],
+    source: Source | Sequence[ImageLike],
     size: int | None = None,
     seed: int = 0,
     inversion: Inversion | None = None,
@@ -59,15 +61,15 @@ def reconstruct(
     """The picture that a latent stands for."""
     _check(pipe, size, None, inversion)
     seed = check_int("seed", seed)
-    latent, given = opened(pipe, source, inversion, callback)
+    latent, shown = opened(pipe, source, inversion, callback)
     labels = ["reconstruction"] * len(latent)
-    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, given, None, seed, size, callback)
+    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, shown, None, seed, size, callback)
 
 
 @torch.no_grad()
 def vary(
     pipe: Pipeline,
-    source: Source | Sequence[Picture],
+    source: Source | Sequence[ImageLike],
     n: int = 4,
     eta: float = 1.0,
     x_t: Start = "kept",
@@ -90,19 +92,19 @@ def vary(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it runs from 0, the source itself, to 1, as much new noise as ddpm draws")
     fresh = check_choice("x_t", x_t, Start) == "fresh"
-    latent, given = opened(pipe, source, inversion, callback, embed_only=fresh)
+    latent, shown = opened(pipe, source, inversion, callback, embed_only=fresh)
     latent = latent.repeat(n)
     noise = Noise.of(seed, range(first, first + len(latent))).at("vary")
     if fresh:
-        how = pipe.decoder.resolve(None)
+        sampling = pipe.decoder.resolve(None)
         size_0 = pipe.decoder.image_size
-        latent = replace(latent, x_t=noise.at("x_T").normal((3, size_0, size_0)), sampling=how)
+        latent = replace(latent, x_t=noise.at("x_T").normal((3, size_0, size_0)), sampling=sampling)
     elif eta == 0:
-        how = exact(latent.sampling)
+        sampling = exact(latent.sampling)
     else:
-        how = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
+        sampling = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
-    return _edit(pipe, "vary", latent, how, labels, n, given, guidance, seed, size, callback, noise, first)
+    return _edit(pipe, "vary", latent, sampling, labels, n, shown, guidance, seed, size, callback, noise, first)
 
 
 @torch.no_grad()
@@ -110,7 +112,7 @@ def interpolate(
     pipe: Pipeline,
     sources: Sequence[Source],
     steps: int = 7,
-    x_t: Way = "slerp",
+    x_t: NoisePath = "slerp",
     guidance: float | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -125,30 +127,31 @@ def interpolate(
     """
     _check(pipe, size, guidance, inversion)
     seed = check_int("seed", seed)
-    check_choice("x_t", x_t, Way)
+    check_choice("x_t", x_t, NoisePath)
     if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence):
         sources = [sources]
     steps = check_int("steps", steps, 2, "pictures from one source to the next, both ends included")
-    latents, pictures = ends(pipe, sources, x_t == "slerp", seed, inversion, callback)
+    latents, shown = ends(pipe, sources, x_t == "slerp", seed, inversion, callback)
     embeds, starts = (torch.cat([getattr(z, name) for z in latents]).cpu() for name in ("image_embed", "x_t"))
-    way = torch.arange((len(embeds) - 1) * (steps - 1) + 1)
-    rows = (way // (steps - 1)).clamp(max=len(embeds) - 2)  # the last picture is the end of the last pair
-    fractions = (way - rows * (steps - 1)) / (steps - 1)
+    frames = torch.arange((len(embeds) - 1) * (steps - 1) + 1)
+    rows = (frames // (steps - 1)).clamp(max=len(embeds) - 2)  # the last picture is the end of the last pair
+    fractions = (frames - rows * (steps - 1)) / (steps - 1)
     image_embed = slerp(embeds[rows], embeds[rows + 1], fractions)
     if x_t == "fixed":
-        size_0, how = pipe.decoder.image_size, pipe.decoder.resolve(None)
+        size_0, sampling = pipe.decoder.image_size, pipe.decoder.resolve(None)
         x = Noise.of(seed).at("interpolate").at("x_T").normal((3, size_0, size_0)).expand(len(rows), -1, -1, -1)
     else:
-        x, how = slerp(starts[rows], starts[rows + 1], fractions), exact(latents[0].sampling)
-    latent = Latent(image_embed, x.contiguous(), how, ("",) * len(rows), pipe.models())
-    labels = [f"{k / (steps - 1):.2f}" for k in way.tolist()]
-    return _edit(pipe, "interpolate", latent, how, labels, len(rows), pictures, guidance, seed, size, callback)
+        x, sampling = slerp(starts[rows], starts[rows + 1], fractions), exact(latents[0].sampling)
+    latent = Latent(image_embed, x.contiguous(), sampling, ("",) * len(rows), pipe.models())
+    labels = [f"{k / (steps - 1):.2f}" for k in frames.tolist()]
+    return _edit(pipe, "interpolate", latent, sampling, labels, len(rows), shown, guidance, seed, size, callback)
 
 
+@renamed_arguments(picture="image")
 @torch.no_grad()
 def text_diff(
     pipe: Pipeline,
-    picture: Source | Sequence[Picture],
+    image: Source | Sequence[ImageLike],
     target: str,
     source: str | None = None,
     theta: float = 0.4,
@@ -169,7 +172,7 @@ def text_diff(
     _check(pipe, size, guidance, inversion)
     seed = check_int("seed", seed)
     if not 0 < theta <= 1:
-        raise ValueError(f"theta is {theta}; it is the part of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
+        raise ValueError(f"theta is {theta}; it is the fraction of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
     steps = check_int("steps", steps, 2, "pictures from the reconstruction to the edit, both included")
     if not isinstance(target, str) or not isinstance(source, (str, type(None))):
         raise ValueError(f"the target is {target!r} and the source {source!r}: both are captions, and the source may be left out")
@@ -179,21 +182,21 @@ def text_diff(
     direction = texts[0] if source is None else texts[0] - texts[1]
     if direction.norm() < 1e-4:
         raise ValueError(f"{target!r} and {source!r} mean the same to this CLIP: there is no direction between them")
-    latent, given = opened(pipe, picture, inversion, callback)
+    latent, shown = opened(pipe, image, inversion, callback)
     count = len(latent)
     latent = replace(latent.repeat(steps), captions=("",) * (count * steps))
     fractions = torch.linspace(0, theta, steps).repeat(count)
     z_d = normalize(direction, dim=0) * latent.image_embed.norm(dim=1, keepdim=True)
-    how = exact(latent.sampling)
-    latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=how)
+    sampling = exact(latent.sampling)
+    latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=sampling)
     labels = [f"theta {f:.2f}" for f in fractions.tolist()]
-    return _edit(pipe, "text diff", latent, how, labels, steps, given, guidance, seed, size, callback)
+    return _edit(pipe, "text diff", latent, sampling, labels, steps, shown, guidance, seed, size, callback)
 
 
 @torch.no_grad()
 def reconstruct_pca(
     pipe: Pipeline,
-    source: Source | Sequence[Picture],
+    source: Source | Sequence[ImageLike],
     components: Sequence[int],
     pca: PCA | None = None,
     guidance: float | None = None,
@@ -212,24 +215,24 @@ def reconstruct_pca(
         raise ValueError("this pipeline came without principal components: give pca=PCA.fit(image embeddings of a data set)")
     if not components:
         raise ValueError("no numbers of components were given: list some, for instance [20, 40, 80]")
-    latent, given = opened(pipe, source, None, callback, embed_only=True)
+    latent, shown = opened(pipe, source, None, callback, embed_only=True)
     count, size_0 = len(latent), pipe.decoder.image_size
     embeds = torch.stack([pca.reduce(latent.image_embed, k) for k in components], dim=1).flatten(0, 1)
-    how = pipe.decoder.resolve(None)
+    sampling = pipe.decoder.resolve(None)
     x = Noise.of(seed).at("pca").at("x_T").normal((3, size_0, size_0)).expand(len(embeds), -1, -1, -1).contiguous()
-    latent = Latent(embeds, x, how, ("",) * len(embeds), pipe.models())
+    latent = Latent(embeds, x, sampling, ("",) * len(embeds), pipe.models())
     labels = [f"{k} components" for k in components] * count
-    return _edit(pipe, "reconstruct pca", latent, how, labels, len(components), given, guidance, seed, size, callback)
+    return _edit(pipe, "reconstruct pca", latent, sampling, labels, len(components), shown, guidance, seed, size, callback)
 
 
 def _edit(
     pipe: Pipeline,
     verb: str,
     latent: Latent,
-    how: Sampling,
+    sampling: Sampling,
     labels: list[str],
     columns: int,
-    given: Tensor | None,
+    shown: Tensor | None,
     guidance: float | None,
     seed: int,
     size: int | None,
@@ -239,9 +242,9 @@ def _edit(
 ) -> Edit:
     """Decode and upsample.  Without noise of their own all pictures get the same, so that a series does not flicker."""
     noise = noise or Noise.of(seed, [0] * len(latent)).at(verb)
-    how = how if guidance is None else how.replace(guidance=float(guidance))
-    latent = replace(latent, sampling=how)
-    stages = pipe.draw(latent, how, noise, size, callback)
+    sampling = sampling if guidance is None else sampling.replace(guidance=float(guidance))
+    latent = replace(latent, sampling=sampling)
+    stages = pipe.draw(latent, sampling, noise, size, callback)
     return Edit(
         verb=verb,
         images=stages[max(stages)],
@@ -249,7 +252,7 @@ def _edit(
         stages=stages,
         labels=tuple(labels),
         columns=columns,
-        sources=given,
+        sources=shown,
         metadata={"edit": verb, "seed": str(seed), "model": pipe.name},
         first=first,
     )

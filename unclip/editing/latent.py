@@ -18,7 +18,7 @@ from unclip.weights import header, read_tensors, to_bytes
 FORMAT = "unclip-latent-3"
 
 
-class About(Config, frozen=True, kw_only=True):
+class LatentHeader(Config, frozen=True, kw_only=True):
     """What stands in a latent's file beside its tensors."""
 
     sampling: Sampling
@@ -73,9 +73,9 @@ class Latent:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written aside and renamed."""
-        about = About(sampling=self.sampling, captions=self.captions, models=dict(self.models))
+        header = LatentHeader(sampling=self.sampling, captions=self.captions, models=dict(self.models))
         tensors = {"image_embed": self.image_embed.cpu().contiguous(), "x_t": self.x_t.cpu().contiguous()}
-        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT, "about": about.to_json()}))])
+        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT, "about": header.to_json()}))])
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:
@@ -89,7 +89,7 @@ class Latent:
             if str(written).startswith(FORMAT[:-1]):
                 raise ValueError(f"{path} was written by an earlier version ({visible(written)}): invert the picture again")
             raise ValueError(f"{path} is a safetensors file but no latent (format {visible(repr(written))})")
-        about = About.from_json(metadata.get("about", ""), source=str(path))
+        about = LatentHeader.from_json(metadata.get("about", ""), source=str(path))
         if sorted(tensors) != ["image_embed", "x_t"] or not all(torch.isfinite(x).all() for x in tensors.values()):
             raise ValueError(f"{path} is no latent: it must hold image_embed and x_t, all numbers finite, and nothing else")
         return cls(tensors["image_embed"], tensors["x_t"], about.sampling, about.captions, about.models)

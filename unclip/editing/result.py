@@ -18,6 +18,7 @@ from .latent import Latent
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
 @dataclass(frozen=True)
 class Edit:
     """Pictures (b, 3, h, w) in [-1, 1], row by row, `columns` in a row; `latent` holds the pair each was drawn from.

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from unclip.clip.preprocess import fit_square
-from unclip.data.pictures import load_picture
+from unclip.contracts import accepts
+from unclip.data.images import load_image
 from unclip.diffusion.guidance import reporting
 from unclip.sampling import Inversion, Sampling
-from unclip.types import Callback, accepts
+from unclip.types import Callback
 
 from .latent import Latent
 from .pipeline import Drawn, Pipeline
@@ -23,8 +24,8 @@ from .pipeline import Drawn, Pipeline
 if TYPE_CHECKING:
     from PIL import Image
 
-Picture: TypeAlias = "str | Path | Image.Image | Tensor"
-Source: TypeAlias = "Picture | Latent | Drawn"
+ImageLike: TypeAlias = "str | Path | Image.Image | Tensor"
+Source: TypeAlias = "ImageLike | Latent | Drawn"
 SMALLEST = 8  # pixels of a picture's shorter side
 
 
@@ -42,22 +43,22 @@ class Opened(NamedTuple):
     """A source's latent, and its pictures (b, 3, s, s) at the decoder's size where it has some."""
 
     latent: Latent
-    pictures: Tensor | None
+    images: Tensor | None
 
     def rows(self, which: slice) -> Opened:
-        return Opened(self.latent.rows(which), None if self.pictures is None else self.pictures[which])
+        return Opened(self.latent.rows(which), None if self.images is None else self.images[which])
 
 
 def opened(
     pipe: Pipeline,
-    source: Source | Sequence[Picture],
+    source: Source | Sequence[ImageLike],
     inversion: Inversion | None,
     callback: Callback | None,
     embed_only: bool = False,
 ) -> Opened:
     """The latent of a source.  `embed_only`: nobody will look at x_T, so a picture is not inverted."""
-    given = _given(pipe, source)
-    return given if isinstance(given, Opened) else _inverted(pipe, given, inversion, callback, embed_only)
+    resolved = _resolve(pipe, source)
+    return resolved if isinstance(resolved, Opened) else _inverted(pipe, resolved, inversion, callback, embed_only)
 
 
 def ends(
@@ -68,26 +69,26 @@ def ends(
     A string that is no path, and does not look like one, is a caption and drawn first.  All sources are read before any is
     drawn, and what has to be inverted is inverted together.
     """
-    read = [source if _is_caption(source) else _given(pipe, source) for source in sources]
+    read = [source if _is_caption(source) else _resolve(pipe, source) for source in sources]
     count = sum(1 if isinstance(source, str) else len(source.latent if isinstance(source, Opened) else source) for source in read)
     if count < 2:
         raise ValueError(f"{count} picture was given; an interpolation goes from one to another")
-    found = _drawn(pipe, read, mixed, seed, callback)
-    images = [image for source in found if isinstance(source, list) for image in source]
+    resolved = _drawn(pipe, read, mixed, seed, callback)
+    images = [image for source in resolved if isinstance(source, list) for image in source]
     fresh = _inverted(pipe, images, inversion, callback, embed_only=not mixed) if images else None
-    parts, k = [], 0
-    for source in found:
+    pairs, k = [], 0
+    for source in resolved:
         if isinstance(source, list):
             assert fresh is not None
             k, source = k + len(source), fresh.rows(slice(k, k + len(source)))
-        parts.append(source)
-    latents, pictures = [part.latent for part in parts], [part.pictures for part in parts if part.pictures is not None]
+        pairs.append(source)
+    latents, shown = [one.latent for one in pairs], [one.images for one in pairs if one.images is not None]
     if mixed and any(exact(latent.sampling) != exact(latents[0].sampling) for latent in latents):
         raise ValueError(
             "these latents are drawn by different samplings, between which x_T cannot be interpolated: invert all pictures "
             "with the same settings (give them as pictures), or use x_t='fixed'"
         )
-    return latents, torch.cat(pictures) if len(pictures) == len(parts) else None
+    return latents, torch.cat(shown) if len(shown) == len(pairs) else None
 
 
 def exact(sampling: Sampling) -> Sampling:
@@ -106,24 +107,24 @@ def _inverted(
     small, image_embed = torch.cat([fit_square(image[None].float().cpu(), size) for image in images]), torch.cat(embeds)
     captions = ("",) * len(small)
     if embed_only:
-        how = pipe.decoder.resolve(None)
-        return Opened(Latent(image_embed, torch.zeros_like(small), how, captions, pipe.models()), small)
+        sampling = pipe.decoder.resolve(None)
+        return Opened(Latent(image_embed, torch.zeros_like(small), sampling, captions, pipe.models()), small)
     x_t: list[Tensor] = []
     back: tuple[int, ...] = ()
     for rows in pipe.chunks(len(small), size):
         cond = pipe.condition(image_embed[rows], captions[rows])
         options = {}
         if callback is not None and isinstance(pipe.decoder, Invertible) and accepts(pipe.decoder.invert, "wrap"):
-            asked = inversion or pipe.decoder.inversion
-            passes = (len(pipe.decoder.inverse_timesteps(asked)) - 1) * (1 + asked.refine)
+            settings = inversion or pipe.decoder.inversion
+            passes = (len(pipe.decoder.inverse_timesteps(settings)) - 1) * (1 + settings.refine)
             options["wrap"] = reporting(callback, "invert", passes, rows, len(small))
         x, back = pipe.decoder.invert(small[rows].to(device), cond, inversion=inversion, **options)
         x_t.append(x.float().cpu())
-    how = Sampling(sampler="ddim", steps=back)
-    return Opened(Latent(image_embed, torch.cat(x_t), how, captions, pipe.models()), small)
+    sampling = Sampling(sampler="ddim", steps=back)
+    return Opened(Latent(image_embed, torch.cat(x_t), sampling, captions, pipe.models()), small)
 
 
-def _given(pipe: Pipeline, source: Source | Sequence[Picture]) -> list[Tensor] | Opened:
+def _resolve(pipe: Pipeline, source: Source | Sequence[ImageLike]) -> list[Tensor] | Opened:
     """A source read: its pictures, or its latent where that is known."""
     if isinstance(source, (str, Path)) and _is_latent_file(source):
         source = Latent.load(source)
@@ -145,31 +146,31 @@ def _drawn(
         return others
     made = pipe.generate(captions, seed=seed, size=pipe.sizes[0], callback=callback)
     drawn = Opened(replace(made.latent, captions=("",) * len(captions)), made.images)
-    how = exact(made.latent.sampling)
-    as_pictures = mixed and any(isinstance(one, list) or exact(one.latent.sampling) != how for one in others)
-    found: list[list[Tensor] | Opened] = []
+    sampling = exact(made.latent.sampling)
+    as_images = mixed and any(isinstance(one, list) or exact(one.latent.sampling) != sampling for one in others)
+    resolved: list[list[Tensor] | Opened] = []
     k = 0
     for source in read:
         if isinstance(source, str):
             row, k = slice(k, k + 1), k + 1
-            source = list(made.images[row]) if as_pictures else drawn.rows(row)
-        found.append(source)
-    return found
+            source = list(made.images[row]) if as_images else drawn.rows(row)
+        resolved.append(source)
+    return resolved
 
 
 def _belonging(pipe: Pipeline, latent: Latent) -> Latent:
-    own = pipe.models()
-    for part in ("clip", "decoder"):
-        if latent.models.get(part) != own[part]:
+    models = pipe.models()
+    for name in ("clip", "decoder"):
+        if latent.models.get(name) != models[name]:
             raise ValueError(
-                f"this latent was made with another {part} ({latent.models.get(part)}, pipeline "
-                f"{latent.models.get('pipeline')!r}) than this pipeline's ({own[part]}), or with its weights in another type: "
+                f"this latent was made with another {name} ({latent.models.get(name)}, pipeline "
+                f"{latent.models.get('pipeline')!r}) than this pipeline's ({models[name]}), or with its weights in another type: "
                 "invert the picture again"
             )
     return latent
 
 
-def _pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
+def _pictures(source: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
     """One or many pictures, each (3, h, w)."""
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)
@@ -177,11 +178,11 @@ def _pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
     if not many:
         raise ValueError("no picture was given")
     images = []
-    for picture in many:
-        frames = _frames(picture)
+    for one in many:
+        frames = _frames(one)
         if frames > 1:
             warnings.warn(f"an animated picture was given: the first of its {frames} frames is used", stacklevel=2)
-        image = load_picture(picture)
+        image = load_image(one)
         height, width = image.shape[-2:]
         if min(height, width) < SMALLEST:
             raise ValueError(f"a picture of {width} x {height} pixels shows nothing; its shorter side must have {SMALLEST}")
@@ -189,17 +190,17 @@ def _pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
     return images
 
 
-def _frames(picture: Picture) -> int:
+def _frames(image: ImageLike) -> int:
     from PIL import Image
 
-    if isinstance(picture, Tensor):
+    if isinstance(image, Tensor):
         return 1
-    if isinstance(picture, Image.Image):
-        return int(getattr(picture, "n_frames", 1))
+    if isinstance(image, Image.Image):
+        return int(getattr(image, "n_frames", 1))
     try:
-        with Image.open(picture) as file:
+        with Image.open(image) as file:
             return int(getattr(file, "n_frames", 1))
-    except Exception:  # load_picture says what is wrong with it
+    except Exception:  # load_image says what is wrong with it
         return 1
 
 

@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
 
 def joint_attention(
-    q: Float[Tensor, "b heads l d"], parts: Sequence[tuple[KeyValue, Tensor | None]]
+    q: Float[Tensor, "b heads l d"], sets: Sequence[tuple[KeyValue, Tensor | None]]
 ) -> Float[Tensor, "b heads l d"]:
     """Softmax attention over several sets of keys and values, without repeating a set that several rows of q share.
 
@@ -61,14 +61,14 @@ def joint_attention(
     at_least = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(at_least) * q.shape[-1] ** -0.5
     scores = []
-    for (k, _), mask in parts:
+    for (k, _), mask in sets:
         score = _unshare(_share(scaled, len(k)) @ k.to(at_least).transpose(-1, -2), len(q))  # (b, heads, l, l')
         if mask is not None:
             mask = mask[:, None, None] if mask.ndim == 2 else mask
             score = score.masked_fill(~mask.repeat_interleave(max(1, len(q) // len(mask)), 0), float("-inf"))
         scores.append(score)
-    weights = torch.cat(scores, dim=-1).softmax(-1).split([len_(kv) for kv, _ in parts], dim=-1)
-    terms = [_unshare(_share(w, len(kv.v)) @ kv.v.to(at_least), len(q)) for w, (kv, _) in zip(weights, parts)]
+    weights = torch.cat(scores, dim=-1).softmax(-1).split([len_(kv) for kv, _ in sets], dim=-1)
+    terms = [_unshare(_share(w, len(kv.v)) @ kv.v.to(at_least), len(q)) for w, (kv, _) in zip(weights, sets)]
     return (torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]).to(q.dtype)
 
 

@@ -107,7 +107,7 @@ class TextReader(nn.Module):
         else:
             if len(text.strings) != count:
                 raise ValueError(f"{count} pictures but {len(text.strings)} captions: give one caption for each picture")
-            raw, embed, mask = self._given(text)
+            raw, embed, mask = self._checked(text)
             null = text.blank if drop is None else text.blank | drop.to(text.mask.device)
         raw, mask, null = raw.to(like.device), mask.to(like.device), null.to(like.device)
         embed = None if embed is None else embed.to(like.device)
@@ -124,9 +124,9 @@ class TextReader(nn.Module):
     def set_null(self, text: Text) -> None:
         """Store CLIP's empty caption, one row, as the null (config.null "empty")."""
         if self.config.null != "empty" or len(text.strings) != 1:
-            told = f"got {len(text.strings)} and {self.config.null!r}"
-            raise ValueError(f"set_null takes one empty caption, for null 'empty'; {told}")
-        raw, embed, mask = self._given(text)
+            actual = f"got {len(text.strings)} and {self.config.null!r}"
+            raise ValueError(f"set_null takes one empty caption, for null 'empty'; {actual}")
+        raw, embed, mask = self._checked(text)
         raw, mask = self._padded(raw, mask)
         self.empty_raw.copy_(raw[0])
         self.empty_mask.copy_(mask[0])
@@ -141,7 +141,7 @@ class TextReader(nn.Module):
         embed = None if config.embed_dim is None else torch.zeros(count, config.embed_dim)
         return raw.long() if tokens else raw, embed, torch.zeros(count, length, dtype=torch.bool)
 
-    def _given(self, text: Text) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _checked(self, text: Text) -> tuple[Tensor, Tensor | None, Tensor]:
         """Tokens or states, z_t and mask, checked, at the length that is read."""
         config = self.config
         raw = text.tokens if config.kind == "tokens" else text.token_states
@@ -174,8 +174,8 @@ class TextReader(nn.Module):
 
     def _check_null(self) -> None:
         if not self.empty_mask.any():
-            told = "this network's null is CLIP's empty caption, which it was not given"
-            raise ValueError(f"{told}: set_null(clip.encode_text(['']))")
+            problem = "this network's null is CLIP's empty caption, which it was not given"
+            raise ValueError(f"{problem}: set_null(clip.encode_text(['']))")
 
 
 class TextTransformer(nn.Module):
@@ -228,17 +228,17 @@ class TextEncoder(nn.Module):
     def forward(
         self, text: Text | None, count: int, drop: Bool[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b l w"], Bool[Tensor, "b l"]]:
-        given = self.reader(text, count, self.to_emb.weight, drop)
+        inputs = self.reader(text, count, self.to_emb.weight, drop)
         if self.config.kind == "tokens":
-            states = self.encoder(given.raw, given.mask & ~given.null[:, None])  # (b, context, inner)
-            return self.to_emb(states[:, -1]), self.to_states(states), torch.ones_like(given.mask)
-        assert given.embed is not None
-        pooled, states = self.to_emb(given.embed), self.to_states(given.raw)  # (b, emb), (b, context, width)
+            states = self.encoder(inputs.raw, inputs.mask & ~inputs.null[:, None])  # (b, context, inner)
+            return self.to_emb(states[:, -1]), self.to_states(states), torch.ones_like(inputs.mask)
+        assert inputs.embed is not None
+        pooled, states = self.to_emb(inputs.embed), self.to_states(inputs.raw)  # (b, emb), (b, context, width)
         if self.config.null == "empty":
-            return pooled, states, given.mask
+            return pooled, states, inputs.mask
         # One learned token stands in front: alone when there is no caption, hidden when there is one.
-        mask = given.mask & ~given.null[:, None]
-        pooled = torch.where(given.null[:, None], self.null_pooled.to(pooled.dtype), pooled)
+        mask = inputs.mask & ~inputs.null[:, None]
+        pooled = torch.where(inputs.null[:, None], self.null_pooled.to(pooled.dtype), pooled)
         null = self.null_state.to(states.dtype).expand(count, 1, -1)
         absent = ~mask.any(dim=1, keepdim=True)
         return pooled, torch.cat([null, states], dim=1), torch.cat([absent, mask], dim=1)

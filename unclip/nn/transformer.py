@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unclip.config import Config, Few, Layers
+from unclip.config import AtMost100, Config, Layers
 from unclip.nn.cpu.linear import Linear
 
 from .attention import Attention, KeyValue, triangle
@@ -19,7 +19,7 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
     width: int
     layers: Layers
     heads: int
-    mlp: Few = 4  # hidden width of the feed-forward part, in widths
+    mlp: AtMost100 = 4  # hidden width of the feed-forward part, in widths
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -41,8 +41,7 @@ class Cache(NamedTuple):
     def extend(self, new: Cache) -> Cache:
         """This cache followed by newer tokens of the same rows."""
         layers = tuple(
-            KeyValue(torch.cat([a.k, b.k], dim=2), torch.cat([a.v, b.v], dim=2))
-            for a, b in zip(self.layers, new.layers)
+            KeyValue(torch.cat([a.k, b.k], dim=2), torch.cat([a.v, b.v], dim=2)) for a, b in zip(self.layers, new.layers)
         )
         if self.mask is None and new.mask is None:
             return Cache(layers)

@@ -19,7 +19,7 @@ from torch.nn.functional import (
     silu,
 )
 
-from unclip.config import Config, Few, Levels
+from unclip.config import AtMost100, Config, Levels
 from unclip.nn.cpu.attention import attention
 from unclip.nn.cpu.convolution import Conv3x3
 from unclip.nn.cpu.linear import Linear
@@ -32,13 +32,13 @@ class UNetConfig(Config, frozen=True, kw_only=True):
     """Width, depth and attention.  How many channels come in and go out, and how wide the context is, follows from the stage."""
 
     channels: int = 192
-    depth: Few = 3  # residual blocks per level
+    depth: AtMost100 = 3  # residual blocks per level
     multiple: Levels = (1, 2, 3, 4)  # channels of each level, the first at full resolution
     attention: tuple[int, ...] = ()  # levels with attention; the middle has it when any level does
     head_channels: int = 64
     heads: int | None = None  # as many everywhere, in place of head_channels (ADM's 128 and its upsamplers)
     dropout: float = 0.0
-    patch: Few = 1  # space-to-depth at the input and back at the output; 1 in the paper
+    patch: AtMost100 = 1  # space-to-depth at the input and back at the output; 1 in the paper
     embed_channels: int | None = None  # width of `emb`; None = 4 * channels
     time_channels: int | None = None  # width of the timestep's sinusoid; None = channels
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # AdaGN, or the embedding added
@@ -147,9 +147,7 @@ class UNetEncoder(nn.Module):
 class UNet(UNetEncoder):
     """(x, emb, context) -> output of x's size.  h and w must divide by `multiple_of`."""
 
-    def __init__(
-        self, config: UNetConfig, in_channels: int = 3, out_channels: int = 3, context_width: int | None = None
-    ):
+    def __init__(self, config: UNetConfig, in_channels: int = 3, out_channels: int = 3, context_width: int | None = None):
         super().__init__(config, in_channels, context_width)
         widths = [config.channels * m for m in config.multiple]
         width, skips = widths[-1], list(self.skip_widths)

@@ -12,18 +12,20 @@ from torch import Tensor
 
 from unclip import checkpoint
 from unclip.checks import dtype_of
+from unclip.contracts import keep_contract
 from unclip.index import same_sizes
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
-from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler, keep_contract
+from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler
 
 from . import store
 from .generation import Generation
 from .stage import (
     UNSTEERED,
+    FormerNames,
+    Progress,
     Steering,
-    Told,
     captions_of,
     check_callables,
     check_settings,
@@ -45,8 +47,8 @@ from .stage import (
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
 
 
-class Cascade:
-    """P(x | y): a decoder, then upsamplers, each `scale` times larger.  Parts are anything that keeps the contracts.
+class Cascade(FormerNames):
+    """P(x | y): a decoder, then upsamplers, each `scale` times larger.  Components are anything that keeps the contracts.
 
     guide: a model whose gradient steers the decoder, at its low resolution; it sees the conditions (`GuideModel`).
     """
@@ -69,10 +71,10 @@ class Cascade:
         if guide is not None:
             keep_contract(guide, GuideModel)
         self.name, self.provenance = name, dict(provenance or {})
-        for part in (decoder, *self.upsamplers):
-            if isinstance(part, checkpoint.Part):  # convolutions read their weights faster so
-                part.to(memory_format=torch.channels_last)
-        self.device, self.offload = settle(self.parts)
+        for component in (decoder, *self.upsamplers):
+            if isinstance(component, checkpoint.Component):  # convolutions read their weights faster so
+                component.to(memory_format=torch.channels_last)
+        self.device, self.offload = settle(self.components)
         self.dtype = torch.float32
 
     @property
@@ -84,11 +86,11 @@ class Cascade:
         return tuple(sizes)
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def components(self) -> dict[str, Any]:
         """The components by the names they are stored under."""
-        parts: dict[str, Any] = {"decoder": self.decoder}
-        parts |= {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
-        return parts if self.guide is None else parts | {"guide": self.guide}
+        components: dict[str, Any] = {"decoder": self.decoder}
+        components |= {f"upsampler_{size}": u for size, u in zip(self.sizes[1:], self.upsamplers)}
+        return components if self.guide is None else components | {"guide": self.guide}
 
     def stages(self, size: int | None = None) -> tuple[int, ...]:
         """The sizes made on the way to `size`, which must be one of `sizes`; None = the largest."""
@@ -101,7 +103,10 @@ class Cascade:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> Cascade:
         """Move all components to a device; `dtype` is what networks compute in (autocast), weights stay float32."""
         dtype = self.dtype if dtype is None else dtype_of(dtype)
-        self.device, self.dtype = move_parts(self.parts, self.offload, self.device if device is None else device, dtype), dtype
+        self.device, self.dtype = (
+            move_parts(self.components, self.offload, self.device if device is None else device, dtype),
+            dtype,
+        )
         return self
 
     @torch.no_grad()
@@ -128,39 +133,41 @@ class Cascade:
         conditions, of which it may know more than the decoder; its gradient times `guide_scale` steers the decoder (ADM 4.1).
         callback: told of every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
         """
-        said = None if captions is None else captions_of(captions)
+        strings = None if captions is None else captions_of(captions)
         guide = self.guide if guide is None else guide
         names = names_of(self.decoder, guide)
         numbers = None if labels is None else labels_of(labels, names)
-        counts = {len(given) for given in (said, numbers) if given is not None} or {1}
+        counts = {len(values) for values in (strings, numbers) if values is not None} or {1}
         if len(counts) > 1:
-            raise ValueError(f"{len(said or [])} captions came with {len(numbers or [])} labels: give one label for each caption")
+            raise ValueError(
+                f"{len(strings or [])} captions came with {len(numbers or [])} labels: give one label for each caption"
+            )
         (count,) = counts
         stages, (n, seed, first) = self.stages(size), numbers_of(n, seed, first)
-        for name, given in (("text", said), ("label", numbers)):
-            if given is not None and name not in self.decoder.takes and not isinstance(guide, GuideModel):
+        for name, values in (("text", strings), ("label", numbers)):
+            if values is not None and name not in self.decoder.takes and not isinstance(guide, GuideModel):
                 takes = ", ".join(self.decoder.takes) or "nothing"
                 refused = f"this decoder is not conditioned on {name!r}; it takes {takes}"
                 raise ValueError(f"{refused}, and no guide model is there that could take it")
         settings = self.settings(decoder, upsamplers)
-        how = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
+        sampling = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
         noise = Noise.of(seed, range(first, first + count * n))
-        text = None if said is None else Text.of(said).repeat(n)
+        text = None if strings is None else Text.of(strings).repeat(n)
         cond = Cond(text=text, label=None if numbers is None else torch.tensor(numbers).repeat_interleave(n))
         away = None if negative is None else negative_text(Text.of, negative, count, n)
         if away is not None and "text" not in self.decoder.takes:
             raise ValueError("negative is given, but this decoder reads no captions: there is nothing to lead away from")
-        steering = self.steering(away, guide, guide_scale, callback, how.guidance)
+        steering = self.steering(away, guide, guide_scale, callback, sampling.guidance)
         x_t = noise.at("decoder").at("x_T").normal((3, self.sizes[0], self.sizes[0]))
         with self.autocast():
-            small = self.decode(cond, x_t, None, noise.at("decoder"), how, callback, steering)
+            small = self.decode(cond, x_t, None, noise.at("decoder"), sampling, callback, steering)
             images = self.enlarge(small, stages, noise, settings, cond, callback)
-        told = said or [names[k] if 0 <= k < len(names) else f"label {k}" for k in numbers or ()] or [""]
+        titles = strings or [names[k] if 0 <= k < len(names) else f"label {k}" for k in numbers or ()] or [""]
         return Generation(
             images=images[stages[-1]],
             latent=None,
             stages=images,
-            captions=tuple(caption for caption in told for _ in range(n)),
+            captions=tuple(caption for caption in titles for _ in range(n)),
             seeds=tuple((seed, first + i) for i in range(len(noise))),
             model=self.name,
         )
@@ -181,17 +188,17 @@ class Cascade:
             visited = self.decoder.resolve(sampling).steps
             assert isinstance(visited, tuple)
             t = visited[0]
-        steps, pictures = passes(self.decoder, sampling, t), []
+        steps, images = passes(self.decoder, sampling, t), []
         for rows in self.chunks(total, self.decoder.image_size):
-            some = cond_rows(cond, rows)
-            given = self.offer(some, self.decoder.takes)
+            chunk = cond_rows(cond, rows)
+            conditions = self.offer(chunk, self.decoder.takes)
             away = None if steering.negative is None else self.offer(cond_rows(steering.negative, rows), self.decoder.takes)
-            guide = steering.bound(move(some, self.device))  # which may know conditions that the decoder does not take
+            guide = steering.bound(move(chunk, self.device))  # which may know conditions that the decoder does not take
             options = {"noise": noise[rows], "x_t": x_t[rows].to(self.device), "t": t, "sampling": sampling}
-            told = Told(callback, "decoder", steps, rows, total)
-            x = run_stage(self.decoder.sample, [given], options, told, away, guide)
-            pictures.append(x.float().cpu())
-        return torch.cat(pictures)
+            progress = Progress(callback, "decoder", steps, rows, total)
+            x = run_stage(self.decoder.sample, [conditions], options, progress, away, guide)
+            images.append(x.float().cpu())
+        return torch.cat(images)
 
     def enlarge(
         self,
@@ -206,28 +213,28 @@ class Cascade:
         images = {stages[0]: small}
         for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
             stage, total = f"upsampler_{high}", len(small)
-            steps, pictures = passes(upsampler, sampling), []
+            steps, chunks = passes(upsampler, sampling), []
             for rows in self.chunks(total, high):
                 seen = self.offer(cond_rows(cond or Cond(), rows), takes_of(upsampler))
-                given = [images[low][rows].to(self.device), *([] if all(x is None for x in seen) else [seen])]
+                inputs = [images[low][rows].to(self.device), *([] if all(x is None for x in seen) else [seen])]
                 options = {"noise": noise.at(stage)[rows], "sampling": sampling}
-                x = run_stage(upsampler.sample, given, options, Told(callback, stage, steps, rows, total))
-                pictures.append(x.float().cpu())
-            images[high] = torch.cat(pictures)
+                x = run_stage(upsampler.sample, inputs, options, Progress(callback, stage, steps, rows, total))
+                chunks.append(x.float().cpu())
+            images[high] = torch.cat(chunks)
         return images
 
     def offer(self, cond: Cond, takes: Sequence[str]) -> Cond:
-        """Of the conditions those that a part takes, on the device."""
+        """Of the conditions those that a component takes, on the device."""
         return move(Cond(**{name: getattr(cond, name) for name in takes}), self.device)
 
     def settings(self, decoder: Any, upsamplers: Any) -> list[Sampling | None]:
         """The upsamplers' settings, one each; ValueError for settings of a wrong kind."""
         settings = [None] * len(self.upsamplers) if upsamplers is None else upsamplers
         if not isinstance(settings, Sequence) or len(settings) != len(self.upsamplers):
-            told = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
-            raise ValueError(f"{told} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
-        for name, given in (("decoder", decoder), *(("upsamplers", s) for s in settings)):
-            check_settings(name, given, Sampling)
+            actual = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
+            raise ValueError(f"{actual} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
+        for name, value in (("decoder", decoder), *(("upsamplers", s) for s in settings)):
+            check_settings(name, value, Sampling)
         return list(settings)
 
     def steering(self, negative: Text | None, guide: Any, guide_scale: float, callback: Any, guidance: float) -> Steering:
@@ -258,15 +265,15 @@ class Cascade:
         """Write every component and the index into a new `folder`; parameters in `dtype`, when given."""
 
         def index(kinds: dict[str, str]) -> checkpoint.Index:
-            return checkpoint.Index(kind="Cascade", name=self.name or Path(folder).name, parts=kinds)
+            return checkpoint.Index(kind="Cascade", name=self.name or Path(folder).name, components=kinds)
 
-        store.save(folder, self.parts, index, self.provenance, dtype)
+        store.save(folder, self.components, index, self.provenance, dtype)
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
-        classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
+        classes: Mapping[str, type[checkpoint.Component[Any]]] | None = None,
         dtype: torch.dtype | str | None = None,
         offload: bool = False,
         variant: str | None = None,
@@ -275,8 +282,8 @@ class Cascade:
         """Load a folder or a Hugging Face hub id; the arguments are those of `UnCLIP.from_pretrained`."""
         stored = checkpoint.open_pipeline(source, classes, dtype, variant, revision)
         store.refuse_kind(stored, "Cascade", source)
-        parts = store.load(stored.parts, offload)
-        uppers = [part for name, part in parts.items() if name.startswith("upsampler_")]
-        made = cls(parts["decoder"], uppers, guide=parts.get("guide"), name=stored.name, provenance=stored.provenance)
-        same_sizes(stored.parts, made.parts, str(source))
+        components = store.load(stored.components, offload)
+        uppers = [component for name, component in components.items() if name.startswith("upsampler_")]
+        made = cls(components["decoder"], uppers, guide=components.get("guide"), name=stored.name, provenance=stored.provenance)
+        same_sizes(stored.components, made.components, str(source))
         return made

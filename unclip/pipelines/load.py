@@ -16,7 +16,7 @@ from .unclip import UnCLIP
 
 def from_pretrained(
     source: str | Path,
-    classes: Mapping[str, type[checkpoint.Part[Any]]] | None = None,
+    classes: Mapping[str, type[checkpoint.Component[Any]]] | None = None,
     dtype: torch.dtype | str | None = None,
     prior: str = "prior",
     offload: bool = False,
@@ -30,5 +30,5 @@ def from_pretrained(
     if checkpoint.kind_of(source, revision) == "UnCLIP":
         return UnCLIP.from_pretrained(source, classes, dtype, prior, offload, variant, revision)
     if prior != checkpoint.PRIORS[0]:
-        raise ValueError(f"{source} holds a cascade, which has no part {prior!r}")
+        raise ValueError(f"{source} holds a cascade, which has no component {prior!r}")
     return Cascade.from_pretrained(source, classes, dtype, offload, variant, revision)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from .cascade import Cascade
+from .stage import FormerNames
 
 
-class OverCascade:
+class OverCascade(FormerNames):
     """What a pipeline that has a cascade tells of it as of itself."""
 
     cascade: Cascade

@@ -12,12 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from unclip.checks import DTYPES, check_int, device_of
+from unclip.contracts import accepts
+from unclip.deprecation import warn
 from unclip.diffusion.guidance import gradient_guidance, reporting
 from unclip.sampling import Sampling
-from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap, accepts
+from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap
 
 
-class Told(NamedTuple):
+class FormerNames:
+    """Of what every pipeline has, for one version."""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        warn("pipe.parts", "pipe.components")
+        components: dict[str, Any] = self.components  # type: ignore[attr-defined]
+        return components
+
+
+class Progress(NamedTuple):
     """Whom to tell of the steps of a stage, for one chunk of pictures, `rows` of `total`."""
 
     callback: Callback | None
@@ -46,17 +58,17 @@ UNSTEERED = Steering()
 
 def run_stage(
     method: Callable[..., Any],
-    given: Sequence[Any],
+    inputs: Sequence[Any],
     options: Mapping[str, Any],
-    told: Told,
+    progress: Progress,
     negative: Any = None,
     guide: tuple[Guide, float] | None = None,
 ) -> Any:
     """Call a stage's `sample`.  Guide and callback come in by `wrap`, passed only when there is something to pass.
 
-    A part without `wrap` cannot be guided.  It is told of by its own `on_step`, else by one step when it has finished.
+    A component without `wrap` cannot be guided.  It is told of by its own `on_step`, else by one step when it has finished.
     """
-    callback, stage, steps, rows, total = told
+    callback, stage, steps, rows, total = progress
     options = dict(options)
     check_way_in(method, stage, negative, guide)
     if negative is not None:
@@ -73,14 +85,14 @@ def run_stage(
     passwise = callback is not None and not stepwise and "on_step" in signature(method).parameters
     if callback is not None and passwise:
         options["on_step"] = lambda step, steps, state: callback(Step(stage, step, steps, 0, state, rows, total))
-    drawn = method(*given, **options)
+    drawn = method(*inputs, **options)
     if callback is not None and not stepwise and not passwise:
         callback(Step(stage, 1, 1, 0, drawn, rows, total))
     return drawn
 
 
 def check_way_in(method: Any, stage: str, negative: Any, guide: Any) -> None:
-    """ValueError for a part whose `sample` has no argument for what shall lead it."""
+    """ValueError for a component whose `sample` has no argument for what shall lead it."""
     if negative is not None and not accepts(method, "negative"):
         raise ValueError(f"the {stage} takes no negative caption: its sample() has no argument `negative`")
     if guide is not None and not accepts(method, "wrap"):
@@ -108,12 +120,12 @@ def _composed(wraps: Sequence[Wrap], denoise: Denoise) -> Denoise:
     return denoise
 
 
-def passes(part: Any, sampling: Any, t: int | None = None) -> int:
-    """How many denoising steps a sampling takes, from timestep t where given; 0 where the part does not say."""
-    how = part.resolve(sampling) if hasattr(part, "resolve") else None
-    if not isinstance(how, Sampling) or not isinstance(how.steps, tuple):
+def passes(stage: Any, sampling: Any, t: int | None = None) -> int:
+    """How many denoising steps a sampling takes, from timestep t where given; 0 where the component does not say."""
+    resolved = stage.resolve(sampling) if hasattr(stage, "resolve") else None
+    if not isinstance(resolved, Sampling) or not isinstance(resolved.steps, tuple):
         return 0
-    return len(how.steps) - 1 if t is None else sum(s < t for s in how.steps)
+    return len(resolved.steps) - 1 if t is None else sum(s < t for s in resolved.steps)
 
 
 def cond_rows(cond: Cond, rows: slice) -> Cond:
@@ -123,9 +135,9 @@ def cond_rows(cond: Cond, rows: slice) -> Cond:
     return Cond(embed, None if cond.text is None else cond.text.rows(rows), label, known)
 
 
-def takes_of(part: Any) -> tuple[str, ...]:
+def takes_of(stage: Any) -> tuple[str, ...]:
     """The fields of `Cond` that an upsampler is built for: those without `takes` see the low resolution alone."""
-    takes: tuple[str, ...] = getattr(part, "takes", ())
+    takes: tuple[str, ...] = getattr(stage, "takes", ())
     return takes
 
 
@@ -138,20 +150,22 @@ def captions_of(captions: Any) -> list[str]:
     """One caption or several as a list; ValueError for what is no text."""
     if not isinstance(captions, (str, Sequence)) or isinstance(captions, (bytes, bytearray)):
         raise ValueError(f"captions are {captions!r}; give a string, or a list of strings")
-    said = [captions] if isinstance(captions, str) else list(captions)
-    if not said:
+    strings = [captions] if isinstance(captions, str) else list(captions)
+    if not strings:
         raise ValueError("no caption was given: the list of captions is empty")
-    for caption in said:
+    for caption in strings:
         try:
             caption.encode()
         except (AttributeError, UnicodeEncodeError):  # half of a surrogate pair, or bytes of another encoding
             raise ValueError(f"a caption is text, not {caption!r}") from None
-    return said
+    return strings
 
 
-def names_of(*parts: object) -> tuple[str, ...]:
-    """The names of the classes of the first part that knows some."""
-    return next((part.label_names for part in parts if isinstance(part, Labelled) and part.label_names), ())
+def names_of(*components: object) -> tuple[str, ...]:
+    """The names of the classes of the first component that knows some."""
+    return next(
+        (component.label_names for component in components if isinstance(component, Labelled) and component.label_names), ()
+    )
 
 
 def labels_of(labels: Any, names: Sequence[str]) -> list[int]:
@@ -165,8 +179,8 @@ def labels_of(labels: Any, names: Sequence[str]) -> list[int]:
             numbers.append(names.index(label))
         else:
             near = difflib.get_close_matches(label, names, 5, 0.4) or list(names[:10])
-            told = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
-            raise ValueError(f"no label {label!r}; {told}")
+            known = f"near are {', '.join(near)}" if names else "the labels of this decoder have no names, give numbers"
+            raise ValueError(f"no label {label!r}; {known}")
     if not numbers:
         raise ValueError("no label was given: the list of labels is empty")
     return numbers
@@ -180,45 +194,31 @@ def numbers_of(n: Any, seed: Any, first: Any) -> tuple[int, int, int]:
 
 def negative_text(read: Callable[[list[str]], Text], negative: Any, count: int, n: int) -> Text | None:
     """Captions to lead away from, one for all or one each, as read by `read`; None where all are blank, which means the null."""
-    said = captions_of(negative)
-    if len(said) not in (1, count):
-        raise ValueError(f"{len(said)} negative captions came with {count} captions: give one for all, or one each")
-    if not any(caption.strip() for caption in said):
+    strings = captions_of(negative)
+    if len(strings) not in (1, count):
+        raise ValueError(f"{len(strings)} negative captions came with {count} captions: give one for all, or one each")
+    if not any(caption.strip() for caption in strings):
         return None
-    return read(said * (count if len(said) == 1 else 1)).repeat(n)
+    return read(strings * (count if len(strings) == 1 else 1)).repeat(n)
 
 
-def check_settings(name: str, given: Any, kind: type) -> None:
+def check_settings(name: str, value: Any, kind: type) -> None:
     """ValueError for settings that are no `kind` and no `Sampling`."""
-    if not isinstance(given, (kind, Sampling, type(None))):
-        raise ValueError(f"{name}: {given!r} is no {kind.__name__}, which tells how this part samples (None = its own)")
+    if not isinstance(value, (kind, Sampling, type(None))):
+        raise ValueError(f"{name}: {value!r} is no {kind.__name__}, which tells how this component samples (None = its own)")
 
 
-def check_drawn(prior: object, drawn: Any, expected: tuple[int, int, int]) -> None:
-    """ValueError, where the prior is known, rather than a grey picture or a decoder that speaks of another CLIP."""
-    if not isinstance(drawn, Tensor):
-        wrong = f"of type {type(drawn).__name__}"
-    elif drawn.shape != expected:
-        wrong = f"of shape {tuple(drawn.shape)}"
-    else:
-        broken = int((~drawn.isfinite()).sum())
-        wrong = f"of which {broken} numbers are NaN or infinite" if broken else ""
-    if wrong:
-        told = f"{type(prior).__name__}.sample drew embeddings {wrong}"
-        raise ValueError(f"{told}; expected (captions, n, d) = {expected}, all finite")
-
-
-def settle(parts: Mapping[str, Any]) -> tuple[torch.device, Any]:
+def settle(components: Mapping[str, Any]) -> tuple[torch.device, Any]:
     """Put modules in evaluation mode; the device that they are on, and what keeps their weights elsewhere, if anything does."""
-    modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+    modules = [component for component in components.values() if isinstance(component, nn.Module)]
     for module in modules:
         module.eval()
-    offload = next((found for module in modules if (found := getattr(module, "offload", None))), None)
+    offload = next((shared for module in modules if (shared := getattr(module, "offload", None))), None)
     places = [getattr(module, "offload", None) or next(module.parameters(), None) for module in modules]
     return next((place.device for place in places if place is not None), torch.device("cpu")), offload
 
 
-def move_parts(parts: Mapping[str, Any], offload: Any, device: torch.device | str, dtype: torch.dtype) -> torch.device:
+def move_parts(components: Mapping[str, Any], offload: Any, device: torch.device | str, dtype: torch.dtype) -> torch.device:
     """Modules to a device; ValueError for a type that networks do not compute in there."""
     if dtype not in DTYPES:
         raise ValueError(f"networks compute in {', '.join(map(str, DTYPES))}, not in {dtype}")
@@ -227,7 +227,7 @@ def move_parts(parts: Mapping[str, Any], offload: Any, device: torch.device | st
         raise ValueError("a CPU computes float16 a hundred times slower than float32: use bfloat16 or float32")
     if offload is not None and target != offload.device:
         offload.to(target)
-    for part in parts.values():
-        if isinstance(part, nn.Module) and getattr(part, "offload", None) is None:
-            part.to(target)
+    for component in components.values():
+        if isinstance(component, nn.Module) and getattr(component, "offload", None) is None:
+            component.to(target)
     return target

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from unclip import checkpoint
-from unclip.checkpoint import PRIORS, Index, Part, Stored, fingerprint
+from unclip.checkpoint import PRIORS, Component, Index, Stored, fingerprint
 from unclip.checks import dtype_of
 from unclip.editing.pca import FILE as PCA_FILE
 from unclip.editing.pca import PCA
@@ -22,49 +22,51 @@ from unclip.offload import Offload
 
 def save(
     folder: str | Path,
-    parts: Mapping[str, Any],
+    components: Mapping[str, Any],
     index: Callable[[dict[str, str]], Index],
     provenance: Mapping[str, Any],
     dtype: torch.dtype | str | None,
-    components: PCA | None = None,
+    pca: PCA | None = None,
 ) -> None:
     """Write every component, the index that `index` makes of their classes, and where they come from, all or nothing."""
     dtype = None if dtype is None else dtype_of(dtype)
 
     def write(aside: Path) -> None:
-        for name, part in parts.items():
-            if not isinstance(part, Part):
-                raise ValueError(f"the {name}, a {type(part).__name__}, cannot be saved: it is no unclip.checkpoint.Part")
-            part.write(aside / name, dtype, name)
-        made = index({name: type(part).__name__ for name, part in parts.items()})
+        for name, component in components.items():
+            if not isinstance(component, Component):
+                raise ValueError(
+                    f"the {name}, a {type(component).__name__}, cannot be saved: it is no unclip.checkpoint.Component"
+                )
+            component.write(aside / name, dtype, name)
+        made = index({name: type(component).__name__ for name, component in components.items()})
         (aside / checkpoint.INDEX).write_text(made.to_json())
-        if components is not None:
-            components.save(aside / PCA_FILE)
+        if pca is not None:
+            pca.save(aside / PCA_FILE)
         (aside / checkpoint.PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
 
     write_folder(folder, write)
 
 
-def load(loads: Mapping[str, Callable[[], Part[Any]]], offload: bool) -> dict[str, Any]:
+def load(loads: Mapping[str, Callable[[], Component[Any]]], offload: bool) -> dict[str, Any]:
     """The components, of which with `offload` at most one has its weights in memory; a guide, used within the decoder, stays."""
     keeper = Offload() if offload else None
     return {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
 
 
-def prior_of(stored: Stored, part: str, source: str | Path) -> Callable[[], Part[Any]]:
+def prior_of(stored: Stored, component: str, source: str | Path) -> Callable[[], Component[Any]]:
     """What loads the prior that is asked for; ValueError where there is none of that name."""
-    priors = [name for name in PRIORS if name in stored.parts]
-    if part not in priors:
-        raise ValueError(f"{source} has no part {part!r}; its priors: {', '.join(priors) or 'none'}")
-    return stored.parts[part]
+    priors = [name for name in PRIORS if name in stored.components]
+    if component not in priors:
+        raise ValueError(f"{source} has no component {component!r}; its priors: {', '.join(priors) or 'none'}")
+    return stored.components[component]
 
 
-def with_prior(stored: Stored, prior: str, source: str | Path) -> dict[str, Callable[[], Part[Any]]]:
+def with_prior(stored: Stored, prior: str, source: str | Path) -> dict[str, Callable[[], Component[Any]]]:
     """What loads an UnCLIP's components with one of its priors; some layouts come without any."""
-    asked = prior != PRIORS[0] or any(name in stored.parts for name in PRIORS)
-    loads = {prior: prior_of(stored, prior, source)} if asked else {}
-    loads |= {name: load for name, load in stored.parts.items() if name not in (*PRIORS, "clip")}
-    return loads | {"clip": stored.parts["clip"]}  # last, because it is asked at once which one it is
+    has_prior = prior != PRIORS[0] or any(name in stored.components for name in PRIORS)
+    loads = {prior: prior_of(stored, prior, source)} if has_prior else {}
+    loads |= {name: load for name, load in stored.components.items() if name not in (*PRIORS, "clip")}
+    return loads | {"clip": stored.components["clip"]}  # last, because it is asked at once which one it is
 
 
 def refuse_kind(stored: Stored, kind: str, source: str | Path) -> None:
@@ -72,7 +74,7 @@ def refuse_kind(stored: Stored, kind: str, source: str | Path) -> None:
         raise ValueError(f"{source} holds a pipeline of the kind {stored.kind}, not {kind}: load it with unclip.{stored.kind}")
 
 
-def components_of(stored: Stored) -> PCA | None:
+def pca_of(stored: Stored) -> PCA | None:
     """Principal components, where the folder has some."""
     path = stored.folder / PCA_FILE
     return PCA.load(path) if path.exists() else None

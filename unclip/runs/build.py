@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 from unclip import checkpoint
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip import CLIP
 from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
+from unclip.contracts import accepts
 from unclip.data.order import Data
 from unclip.data.spec import DataSpec
 from unclip.training.task import Answers, Task, Widths
-from unclip.types import accepts
 
 from .components import open_clip, open_component
 from .embeddings import DataAnswers, check_embeddings
@@ -33,9 +33,7 @@ class Built(NamedTuple):
     answers: Answers
 
 
-def build(
-    training: Training, device: Any = "cpu", say: Callable[[str], object] = print, data: Data | None = None
-) -> Built:
+def build(training: Training, device: Any = "cpu", say: Callable[[str], object] = print, data: Data | None = None) -> Built:
     """The task, with new weights or those of `start`, and its data.
 
     `say` is told what was missing in a start and has been made.  data: in place of those that the training names.
@@ -68,7 +66,7 @@ def build(
     return Built(task, data, held_out, clip, answers)
 
 
-def fresh(component: type[Part[Any]], config: Config, seed: int) -> Part[Any]:
+def fresh(component: type[Component[Any]], config: Config, seed: int) -> Component[Any]:
     """New weights from the training's own seed, without touching torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -76,12 +74,12 @@ def fresh(component: type[Part[Any]], config: Config, seed: int) -> Part[Any]:
         return made(config)
 
 
-def make_task(kind: type[Task], model: Part[Any], clip: CLIP | None, settings: Config | None) -> Task:
+def make_task(kind: type[Task], model: Component[Any], clip: CLIP | None, settings: Config | None) -> Task:
     if clip is not None and not accepts(kind.__init__, "clip"):
         raise ValueError(f"a {type(model).__name__} is trained without another CLIP: leave clip out")
-    given = {"clip": clip, "config": settings}
+    arguments = {"clip": clip, "config": settings}
     made: Any = kind
-    return made(model, **{name: value for name, value in given.items() if value is not None})
+    return made(model, **{name: value for name, value in arguments.items() if value is not None})
 
 
 def open_data(
@@ -106,8 +104,8 @@ def size_of(kind: type[Task], config: Config, spec: DataSpec, clip: CLIP | None)
     sides = [kind.image_size(config)] if "images" in reads else []
     if clip is not None and "image_embed" in reads and not spec.embedded:
         if not clip.image_size:
-            told = "the CLIP has no image tower, so it cannot embed the pictures to learn from"
-            raise ValueError(f"{told}: take weights that have one, or give data.embeddings")
+            problem = "the CLIP has no image tower, so it cannot embed the pictures to learn from"
+            raise ValueError(f"{problem}: take weights that have one, or give data.embeddings")
         sides.append(clip.image_size)
     return max(sides, default=None)
 
@@ -133,8 +131,8 @@ def _refuse_lacking(data: Data, reads: tuple[str, ...], clip: CLIP | None, compo
     batch = data.batch([0])
     lacks = [name for name in reads if getattr(batch, name) is None]
     if clip is None and any(name in MADE_OF for name in lacks):
-        told = f"a {component} learns from the answers of a CLIP ({', '.join(lacks)}), which these data do not bring"
-        raise ValueError(f"{told}: name it, for instance clip='emoji', or give data.embeddings")
+        problem = f"a {component} learns from the answers of a CLIP ({', '.join(lacks)}), which these data do not bring"
+        raise ValueError(f"{problem}: name it, for instance clip='emoji', or give data.embeddings")
     wanted = [MADE_OF.get(name, name) for name in lacks]
     if missing := [name for name in wanted if getattr(batch, name) is None]:
         raise ValueError(f"a {component} is trained on data with {', '.join(missing)}; these have none")

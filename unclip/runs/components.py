@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip import checkpoint
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.clip import CLIP
 from unclip.clip.named import OPEN_CLIP, named_clip
 from unclip.files import read_json
@@ -24,13 +24,13 @@ def open_clip(source: str) -> CLIP:
     """A CLIP by what `Training.clip` may say."""
     if source.startswith(OPEN_CLIP):
         return CLIP(named_clip(source)).eval()
-    part = open_component(source, "clip")
-    if not isinstance(part, CLIP):
-        raise ValueError(f"{source} holds a {type(part).__name__}, not a CLIP")
-    return part
+    component = open_component(source, "clip")
+    if not isinstance(component, CLIP):
+        raise ValueError(f"{source} holds a {type(component).__name__}, not a CLIP")
+    return component
 
 
-def open_component(source: str, name: str | None = None) -> Part[Any]:
+def open_component(source: str, name: str | None = None) -> Component[Any]:
     """A component, which knows its CLIP where that is on record.
 
     source: a component's folder, a run folder (one that has not ended gives the averaged weights of its newest state), or a
@@ -39,19 +39,19 @@ def open_component(source: str, name: str | None = None) -> Part[Any]:
     source, name = split_name(source, name)
     folder = Path(source)
     if (folder / MODEL / checkpoint.CONFIG).is_file() or (folder / RECORD).is_file():
-        part = _load(folder / MODEL) if (folder / MODEL).is_dir() else averaged(folder)
+        component = _load(folder / MODEL) if (folder / MODEL).is_dir() else averaged(folder)
         if (folder / IDENTITY).is_file():
-            part.clip_identity = read_json(folder / IDENTITY)
-        return part
+            component.clip_identity = read_json(folder / IDENTITY)
+        return component
     if (folder / checkpoint.CONFIG).is_file() and not (folder / checkpoint.INDEX).is_file():
         return _load(folder)
     stored = checkpoint.open_pipeline(source)
-    if name not in stored.parts:
-        wrong = f"has no part {name!r}" if name else "is a pipeline"
-        raise ValueError(f"{source} {wrong}; it has {', '.join(stored.parts)}: name one as {source}:PART")
-    part = stored.parts[name]()
-    part.clip_identity = stored.clip_identity
-    return part
+    if name not in stored.components:
+        wrong = f"has no component {name!r}" if name else "is a pipeline"
+        raise ValueError(f"{source} {wrong}; it has {', '.join(stored.components)}: name one as {source}:COMPONENT")
+    component = stored.components[name]()
+    component.clip_identity = stored.clip_identity
+    return component
 
 
 def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
@@ -59,7 +59,7 @@ def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
 
     None: the class is not on record, as in pipelines of other packages.
     """
-    place, part = split_name(source, name)
+    place, component = split_name(source, name)
     folder = Path(place)
     for config in (folder / MODEL / checkpoint.CONFIG, folder / checkpoint.CONFIG):
         if config.is_file() and not (folder / checkpoint.INDEX).is_file():
@@ -67,11 +67,13 @@ def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
     if (folder / RECORD).is_file():
         return source, Training.load(folder / RECORD).name
     stored = checkpoint.open_pipeline(place)
-    if part not in stored.parts:
-        raise ValueError(f"{place} has no part {part!r}; it has {', '.join(stored.parts)}: name one as {place}:PART")
-    config = stored.folder / part / checkpoint.CONFIG
-    own = (stored.folder / checkpoint.INDEX).is_file()
-    return f"{place}:{part}", checkpoint.Record.load(config).kind if own else None
+    if component not in stored.components:
+        raise ValueError(
+            f"{place} has no component {component!r}; it has {', '.join(stored.components)}: name one as {place}:COMPONENT"
+        )
+    config = stored.folder / component / checkpoint.CONFIG
+    ours = (stored.folder / checkpoint.INDEX).is_file()
+    return f"{place}:{component}", checkpoint.Record.load(config).kind if ours else None
 
 
 def split_name(source: str, name: str | None = None) -> tuple[str, str | None]:
@@ -81,7 +83,7 @@ def split_name(source: str, name: str | None = None) -> tuple[str, str | None]:
     return source, name
 
 
-def averaged(run: str | Path) -> Part[Any]:
+def averaged(run: str | Path) -> Component[Any]:
     """The component of a run with the averaged weights of its newest state, in evaluation mode.
 
     What is measured after training, as a prior's analytic variance, it does not have yet.
@@ -89,16 +91,16 @@ def averaged(run: str | Path) -> Part[Any]:
     training, state = Training.load(Path(run) / RECORD), newest(Path(run), only=())
     if state is None:
         raise ValueError(f"{run} holds no complete training state: nothing was saved yet")
-    given = training.model if training.model is not None else open_component(str(training.start)).config
-    kind = component_class(given)
+    config = training.model if training.model is not None else open_component(str(training.start)).config
+    kind = component_class(config)
     # The state's config has what was counted on the data; an older version of unclip may have written both.
     stored = checkpoint.upgrade_config(kind.__name__, json.loads(state.values["model"]))
-    part = checkpoint.build(kind, type(given).from_json(json.dumps(stored), source=f"the model in the state of {run}"))
+    component = checkpoint.build(kind, type(config).from_json(json.dumps(stored), source=f"the model in the state of {run}"))
     ema = load_ema(run)
-    today = {checkpoint.older_name(kind.__name__, name): name for name in part.state_dict() if name not in ema}
-    checkpoint.fill(part, {today.get(name, name): tensor for name, tensor in ema.items()}, source=str(run))
-    return part.eval()
+    today = {checkpoint.older_name(kind.__name__, name): name for name in component.state_dict() if name not in ema}
+    checkpoint.fill(component, {today.get(name, name): tensor for name, tensor in ema.items()}, source=str(run))
+    return component.eval()
 
 
-def _load(folder: Path) -> Part[Any]:
-    return checkpoint.load_part(folder, named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Part))
+def _load(folder: Path) -> Component[Any]:
+    return checkpoint.load_component(folder, named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Component))

@@ -45,13 +45,13 @@ class DataAnswers:
     def _samples(self, n: int) -> tuple[Float[Tensor, "k d"], Text]:
         count = min(n, len(self.data))
         rows = [i * len(self.data) // count for i in range(count)]
-        pieces = [self._some(rows[start : start + AT_ONCE]) for start in range(0, count, AT_ONCE)]
+        pieces = [self._encode(rows[start : start + AT_ONCE]) for start in range(0, count, AT_ONCE)]
         images, texts = [image for image, _ in pieces], [text for _, text in pieces]
         strings = [string for text in texts for string in text.strings]
-        tensors = [None if some[0] is None else torch.cat(list(some)) for some in zip(*(text[1:] for text in texts))]
+        tensors = [None if column[0] is None else torch.cat(list(column)) for column in zip(*(text[1:] for text in texts))]
         return torch.cat(images), Text(strings, *tensors)  # type: ignore[arg-type]
 
-    def _some(self, rows: list[int]) -> tuple[Tensor, Text]:
+    def _encode(self, rows: list[int]) -> tuple[Tensor, Text]:
         batch, clip = self.data.batch(rows), self.clip
         image_embed, text = batch.image_embed, batch.text
         if image_embed is None:
@@ -70,26 +70,26 @@ def check_embeddings(data: Data, clip: CLIP, name: str) -> None:
 
     A warning where the data have changed since, as far as that shows without reading pictures.
     """
-    given = functools.cache(lambda: identity(clip))
-    for part in data.parts if isinstance(data, Mix) else [data]:
-        store: Any = getattr(part, "embeddings", None)  # of other kinds of data nothing is known
+    clip_identity = functools.cache(lambda: identity(clip))
+    for source in data.readers if isinstance(data, Mix) else [data]:
+        store: Any = getattr(source, "embeddings", None)  # of other kinds of data nothing is known
         try:
             if isinstance(store, EmbeddingShards):
-                same_identity(store.index.clip, given())
+                same_identity(store.index.clip, clip_identity())
             elif isinstance(store, Embeddings):
-                store.check(clip, _pictures(part, store, clip), alike=ALIKE)
+                store.check(clip, _pictures(source, store, clip), alike=ALIKE)
         except ValueError as error:
-            told = f"{store.name} holds embeddings of another CLIP than {name}"
-            raise ValueError(f"{told}: {error}. Name the CLIP that made them, or embed the data with this one") from None
-        if isinstance(store, EmbeddingShards) and isinstance(part, Reader) and part.source.digest() != store.index.data:
-            what = f"{store.name} was made of other data than {part.name}, or they have changed since"
-            warnings.warn(f"{what}: captions and embeddings are those of then", stacklevel=1)
+            problem = f"{store.name} holds embeddings of another CLIP than {name}"
+            raise ValueError(f"{problem}: {error}. Name the CLIP that made them, or embed the data with this one") from None
+        if isinstance(store, EmbeddingShards) and isinstance(source, Reader) and source.source.digest() != store.index.data:
+            change = f"{store.name} was made of other data than {source.name}, or they have changed since"
+            warnings.warn(f"{change}: captions and embeddings are those of then", stacklevel=1)
 
 
-def _pictures(part: Any, store: Embeddings, clip: CLIP) -> Any:
+def _pictures(source: Any, store: Embeddings, clip: CLIP) -> Any:
     """The samples as CLIP sees them; None where stored captions will do, which unlike pictures have one size."""
-    if store.has_text or not isinstance(part, Reader) or not clip.image_size:
+    if store.has_text or not isinstance(source, Reader) or not clip.image_size:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which pictures have no embedding was told when the data were opened
-        return Reader(part.source, clip.image_size, embeddings=store)
+        return Reader(source.source, clip.image_size, embeddings=store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from unclip.checkpoint import Part, class_of
+from unclip.checkpoint import Component, class_of
 from unclip.config import Config
 from unclip.data.spec import DataSpec
 from unclip.training.task import Task
@@ -13,7 +13,7 @@ from unclip.training.task import Task
 T = TypeVar("T")
 
 
-KINDS: dict[type, str] = {Part: "component", Task: "task", DataSpec: "kind of data"}
+KINDS: dict[type, str] = {Component: "component", Task: "task", DataSpec: "kind of data"}
 
 
 class UnknownName(ValueError):
@@ -25,19 +25,19 @@ def named(name: str, base: type[T]) -> type[T]:
     try:
         return class_of(name, base)
     except ValueError:
-        found = [cls for cls in _below(base) if cls.__name__ == name]
-        if not found:
-            told = "unclip has none of that name, nor has a module of recipes that is found from here"
-            raise UnknownName(f"no {KINDS.get(base, base.__name__)} {name!r}: {told}") from None
-        return found[-1]  # the newest, of a module that was run twice
+        classes = [cls for cls in _below(base) if cls.__name__ == name]
+        if not classes:
+            problem = "unclip has none of that name, nor has a module of recipes that is found from here"
+            raise UnknownName(f"no {KINDS.get(base, base.__name__)} {name!r}: {problem}") from None
+        return classes[-1]  # the newest, of a module that was run twice
 
 
-def component_class(config: Config) -> type[Part[Any]]:
+def component_class(config: Config) -> type[Component[Any]]:
     """The class of components that this config builds."""
-    return _built_from(config, Part)
+    return _built_from(config, Component)
 
 
-def task_class(config: Config | None, component: type[Part[Any]]) -> type[Task]:
+def task_class(config: Config | None, component: type[Component[Any]]) -> type[Task]:
     """The class of tasks that these settings are of; None = the component's own."""
     if config is not None:
         return _built_from(config, Task)

@@ -24,8 +24,8 @@ def find(name: str) -> Training:
     """The training that the recipe `module.function` returns.  ValueError: there is none; it lists those there are."""
     recipe = functions().get(name)
     if recipe is None:
-        told = ", ".join(functions()) or f"none: a recipe is a function of a module in {PACKAGE.replace('.', '/')}, here"
-        raise ValueError(f"no recipe {name!r}; there are {told}")
+        known = ", ".join(functions()) or f"none: a recipe is a function of a module in {PACKAGE.replace('.', '/')}, here"
+        raise ValueError(f"no recipe {name!r}; there are {known}")
     return recipe()
 
 
@@ -45,14 +45,14 @@ def functions() -> dict[str, Callable[[], Training]]:
     package = _package()
     if package is None:
         return {}
-    found = {}
+    recipes = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")):
         loaded = importlib.import_module(f"{PACKAGE}.{module}")
         for name, function in vars(loaded).items():
-            own = inspect.isfunction(function) and function.__module__ == loaded.__name__
-            if own and not name.startswith("_") and _makes_training(function):
-                found[f"{module}.{name}"] = function
-    return found
+            defined_here = inspect.isfunction(function) and function.__module__ == loaded.__name__
+            if defined_here and not name.startswith("_") and _makes_training(function):
+                recipes[f"{module}.{name}"] = function
+    return recipes
 
 
 def _package() -> ModuleType | None:

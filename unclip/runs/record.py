@@ -37,19 +37,22 @@ def refuse_other(training: Training, run: Path) -> None:
     try:
         begun = Training.load(run / RECORD)
     except ValueError as error:
-        told = f"{run} holds a run of another version of unclip, which cannot go on here"
-        raise ValueError(f"{told} ({error}): let that version finish it, or choose another folder with --run") from None
+        problem = f"{run} holds a run of another version of unclip, which cannot go on here"
+        raise ValueError(f"{problem} ({error}): let that version finish it, or choose another folder with --run") from None
     done = max(int(state.name.removeprefix("step-")) for state in _states(run))
     if done > training.train.steps:
         raise ValueError(f"the run in {run} has done {done} steps already, more than the {training.train.steps} asked for")
     then, now = _flat(begun), _flat(training)
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    changes = [f"{name}: {_short(then, name)} -> {_short(now, name)}" for name in names]
+    changes = [f"{name}: {_clipped(then, name)} -> {_clipped(now, name)}" for name in names]
     changes += [f"train.{change}" for change in begun.train.differences(training.train)]
     if changes:
-        told = f"{run} holds another run. Changed since: {'; '.join(changes)}. Put that back, or choose another folder with --run"
-        places = f", or, if only places have changed, with the same in them, remove {run / RECORD}" if names else ""
-        raise ValueError(f"{told}{places}. (--start {run} trains its weights on)")
+        problem = (
+            f"{run} holds another run. Changed since: {'; '.join(changes)}. Put that back, or choose another folder with --run"
+        )
+        remedy = "Put that back, or choose another folder with --run"
+        remedy += f", or, if only places have changed, with the same in them, remove {run / RECORD}" if names else ""
+        raise ValueError(f"{problem}. {remedy}. (--start {run} trains its weights on)")
 
 
 def _begun(run: Path) -> bool:
@@ -78,7 +81,7 @@ def _flat(training: Training) -> dict[str, Any]:
     return flat
 
 
-def _short(flat: dict[str, Any], name: str) -> str:
+def _clipped(flat: dict[str, Any], name: str) -> str:
     text = msgspec.json.encode(flat[name]).decode() if name in flat else "nothing"
     return text if len(text) < 200 else text[:200] + "…"
 
@@ -96,8 +99,8 @@ def _placed(training: Training, path: Callable[[str], str]) -> Training:
             return name and path(name)
         if name.startswith(OPEN_CLIP):
             return placed(name, path)
-        folder, colon, part = name.rpartition(":")
-        return f"{path(folder)}{colon}{part}" if folder and _holds_components(folder) else name
+        folder, colon, component = name.rpartition(":")
+        return f"{path(folder)}{colon}{component}" if folder and _holds_components(folder) else name
 
     return training.replace(
         data=training.data.placed(path),

@@ -88,11 +88,11 @@ def describe(run: Curves) -> str:
             lines.append(f"  {title:28} {'first':>10} {'best':>10} {'last':>10}")
         for name, curve in shown.items():
             judged = title == "held out" or name.startswith("loss")  # of a gradient norm nobody knows which is best
-            best = _short(min(zip((cost(name, value) for value in curve.values), curve.values))[1]) if judged else ""
-            lines.append(f"    {name:26} {_short(curve.values[0]):>10} {best:>10} {_short(curve.values[-1]):>10}")
-    found = judge(run.judged)
-    lines += [f"  against baselines, step {run.judged.get('step')}:"] if found else []
-    lines += [f"    {one}" for one in found]
+            best = _number(min(zip((cost(name, value) for value in curve.values), curve.values))[1]) if judged else ""
+            lines.append(f"    {name:26} {_number(curve.values[0]):>10} {best:>10} {_number(curve.values[-1]):>10}")
+    judgements = judge(run.judged)
+    lines += [f"  against baselines, step {run.judged.get('step')}:"] if judgements else []
+    lines += [f"    {one}" for one in judgements]
     lines += [f"  {len(run.skipped)} steps skipped: {_steps(run.skipped)}"] if run.skipped else []
     lines += [f"  resumed {len(run.resumed)} times, after step {_steps(run.resumed)}"] if run.resumed else []
     lines += [f"  {warning}" for warning in warnings(run)]
@@ -101,19 +101,19 @@ def describe(run: Curves) -> str:
 
 def warnings(run: Curves) -> list[str]:
     """What looks wrong: a loss that does not fall, held-out losses that rise, conditions that are ignored."""
-    found = []
+    lines = []
     loss, held = run.train.get("loss"), run.validated.get("loss")
     if loss and len(loss.values) >= 4 and loss.values[-1] >= loss.values[0]:
-        found.append("WARNING: the training loss has not fallen")
+        lines.append("WARNING: the training loss has not fallen")
     if held and len(held.values) >= 3 and held.values[-1] > 1.05 * min(held.values):
         best = held.steps[held.values.index(min(held.values))]
-        found.append(f"WARNING: the held-out loss was lowest at step {best} and has risen since: overfitting")
+        lines.append(f"WARNING: the held-out loss was lowest at step {best} and has risen since: overfitting")
     for name, value in run.judged.items():
         if name.startswith("change_") and value is not None and value < 1e-4:
-            found.append(f"WARNING: {name} is {value:.2g}: this condition is ignored")
+            lines.append(f"WARNING: {name} is {value:.2g}: this condition is ignored")
     if run.last.get("samples") and len(run.skipped) > 0.01 * run.last["step"]:
-        found.append("WARNING: more than one step in a hundred was skipped: look at the learning rate and the data")
-    return found
+        lines.append("WARNING: more than one step in a hundred was skipped: look at the learning rate and the data")
+    return lines
 
 
 def panels(runs: Sequence[Curves]) -> list[Panel]:
@@ -189,12 +189,12 @@ def _diagram(axes: Any, panel: Panel, runs: Sequence[Curves]) -> None:
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     names = {name: None for row in rows for name in row if name not in ("step", "event")}
-    found = {}
+    curves = {}
     for name in names:
         points = [(row["step"], float(row[name])) for row in rows if _is_number(row.get(name))]
         if points:
-            found[name] = Curve([step for step, _ in points], [value for _, value in points])
-    return found
+            curves[name] = Curve([step for step, _ in points], [value for _, value in points])
+    return curves
 
 
 def _standing(run: Curves) -> str:
@@ -222,7 +222,7 @@ def _steps(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:8])) + (" ..." if len(steps) > 8 else "")
 
 
-def _short(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.4g}"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from unclip.checkpoint import Part
+from unclip.checkpoint import Component
 from unclip.config import Config
 from unclip.data.open import DataConfig
 from unclip.data.spec import DataSpec
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 else:
     Model = Settings = Spec = Any
 
-KINDS: dict[str, type] = {"model": Part, "task": Task, "data": DataSpec, "held_out": DataSpec}  # what their classes are below
+KINDS: dict[str, type] = {
+    "model": Component,
+    "task": Task,
+    "data": DataSpec,
+    "held_out": DataSpec,
+}  # what their classes are below
 
 
 class Training(Config, frozen=True, kw_only=True):
@@ -40,7 +45,7 @@ class Training(Config, frozen=True, kw_only=True):
     # A component's folder, a run folder, or a pipeline's component, as "emoji:upsampler_256".  With `model` it must fit that.
     start: str | None = None
     # The frozen teacher: a pipeline's, a component's folder, a run folder, or "open_clip:ViT-B-32:laion2b_s34b_b79k", also
-    # "open_clip:ViT-B-32:/path/w.pt", "open_clip:hf-hub:OWNER/NAME" and "open_clip:local-dir:FOLDER". 
+    # "open_clip:ViT-B-32:/path/w.pt", "open_clip:hf-hub:OWNER/NAME" and "open_clip:local-dir:FOLDER".
     # None where the data bring what it would say.
     clip: str | None = None
     # Settings of the task; None = the component's own task, with its defaults.
@@ -85,7 +90,7 @@ class Training(Config, frozen=True, kw_only=True):
             return None
         if name == "model":
             return component_class(value).__name__
-        return task_class(value, Part).__name__ if name == "task" else type(value).__name__
+        return task_class(value, Component).__name__ if name == "task" else type(value).__name__
 
     @property
     def name(self) -> str:
@@ -94,14 +99,14 @@ class Training(Config, frozen=True, kw_only=True):
 
 
 def _model(tree: dict[str, Any], field: str) -> Config:
-    return _config(tree, field, named(_class(tree, field, "Decoder"), Part).config_class)
+    return _config(tree, field, named(_class(tree, field, "Decoder"), Component).config_class)
 
 
 def _task(tree: dict[str, Any], field: str) -> Config:
-    found = named(_class(tree, field, "CLIPTask"), Task)
-    if found.config_class is None:
-        raise ValueError(f"{field}: a {found.__name__} has no settings, so leave {field} out")
-    return _config(tree, field, found.config_class)
+    cls = named(_class(tree, field, "CLIPTask"), Task)
+    if cls.config_class is None:
+        raise ValueError(f"{field}: a {cls.__name__} has no settings, so leave {field} out")
+    return _config(tree, field, cls.config_class)
 
 
 def _data(tree: dict[str, Any], field: str) -> Config:

@@ -58,10 +58,10 @@ class Backward:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    def some(field: Any) -> Any:
+    def select(field: Any) -> Any:
         return field if field is None else field.rows(rows) if isinstance(field, Text) else field[rows]
 
-    return Batch(**{name: some(field) for name, field in batch._asdict().items()})
+    return Batch(**{name: select(field) for name, field in batch._asdict().items()})
 
 
 def _detached(losses: Losses) -> Losses:

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated parts of a network, in order: members of its outermost lists, as transformers and UNets have them."""
-    found: list[nn.Module] = []
+    repeated: list[nn.Module] = []
     for child in model.children():
         inside = blocks(child)
         listed = isinstance(model, nn.ModuleList) and not isinstance(child, (nn.ModuleList, nn.ModuleDict))
-        found += [child] if listed else inside
-    return found
+        repeated += [child] if listed else inside
+    return repeated
 
 
 @contextmanager

@@ -50,14 +50,14 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside the block and exactly its own again afterwards."""
         state = {name: local(tensor) for name, tensor in self._model.state_dict().items()}
-        own = {name: tensor.clone() for name, tensor in state.items()}
+        current = {name: tensor.clone() for name, tensor in state.items()}
         try:
             for name, tensor in state.items():
                 tensor.copy_(self.tensors[name])
             yield
         finally:
             for name, tensor in state.items():
-                tensor.copy_(own[name])
+                tensor.copy_(current[name])
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -43,20 +43,20 @@ class Judged(NamedTuple):
     better: bool
 
     def __str__(self) -> str:
-        told = "better than" if self.better else "NOT better than" if self.value != self.base else "NOT above, equals"
-        return f"{self.number} {self.value:.4g}: {told} {MEANING.get(self.baseline, self.baseline)} ({self.base:.4g})"
+        verdict = "better than" if self.better else "NOT better than" if self.value != self.base else "NOT above, equals"
+        return f"{self.number} {self.value:.4g}: {verdict} {MEANING.get(self.baseline, self.baseline)} ({self.base:.4g})"
 
 
 def judge(row: Mapping[str, Any]) -> list[Judged]:
     """Every number of a validated row beside each of its baselines; those that are not finite numbers are left out."""
     known = {name: float(value) for name, value in row.items() if _is_number(value)}
-    found = []
+    judged = []
     for name, base in known.items():
         number, slash, baseline = name.partition("/")
         if slash and number in known:
             value = known[number]
-            found.append(Judged(number, value, baseline, base, cost(number, value) < cost(number, base)))
-    return found
+            judged.append(Judged(number, value, baseline, base, cost(number, value) < cost(number, base)))
+    return judged
 
 
 def cost(number: str, value: float) -> float:
@@ -77,11 +77,11 @@ def losses(loss: Callable[[Noise], Losses], noise: Noise) -> dict[str, Tensor]:
 def mean_losses(rows: Mapping[str, Tensor], T: int | None = None) -> dict[str, float]:
     """`loss`, and by timestep quartile `loss_q1` (least noise) to `loss_q4`, of the rows that `losses` gave."""
     loss = rows["loss"].double()
-    found = {"loss": float(loss.mean())}
+    losses = {"loss": float(loss.mean())}
     if "t" in rows and T is not None:
         quarter = ((rows["t"] - 1) * 4 // T).clamp(0, 3)
-        found |= {f"loss_q{q + 1}": float(loss[quarter == q].mean()) for q in range(4)}
-    return found
+        losses |= {f"loss_q{q + 1}": float(loss[quarter == q].mean()) for q in range(4)}
+    return losses
 
 
 def partners(x: Tensor) -> Tensor:
@@ -102,9 +102,7 @@ def caption_ids(captions: Sequence[str]) -> Int[Tensor, " b"]:
     return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
 
 
-def retrieval(
-    queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], ids: Int[Tensor, " n"]
-) -> dict[str, float]:
+def retrieval(queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], ids: Int[Tensor, " n"]) -> dict[str, float]:
     """R@1 and R@5 by cosine, candidate i belonging to query i; candidates of equal `ids` count as one."""
     groups = ids.unique(return_inverse=True)[1]
     scores = normalize(queries.double(), dim=-1) @ normalize(candidates.double(), dim=-1).T

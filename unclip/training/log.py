@@ -122,12 +122,12 @@ class Log:
 
     def write(self, row: dict[str, Any]) -> None:
         if self.active:
-            told = bool(self._pending)
+            reported = bool(self._pending)
             self._pending += json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n"
             try:
                 self._put()
             except OSError as error:
-                if not told:
+                if not reported:
                     self.say(f"{self.path} could not be written: {error}; training goes on, the lines follow when there is room")
 
     def say(self, text: str) -> None:
@@ -180,14 +180,14 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
 def console_line(row: dict[str, Any], steps: int) -> str:
     """One console line of a log row."""
     quarters = [f"{row[f'loss_q{q}']:.3g}" if row.get(f"loss_q{q}") is not None else "-" for q in range(1, 5)]
-    parts = [f"step {row['step']}/{steps}", f"loss {_short(row.get('loss'))}"]
+    columns = [f"step {row['step']}/{steps}", f"loss {_number(row.get('loss'))}"]
     if any(q != "-" for q in quarters):
-        parts.append("by t " + " ".join(quarters))
+        columns.append("by t " + " ".join(quarters))
     known = {"step", "samples", "loss", "grad_norm", "lr", "ema", "skipped", "samples_per_second", "seconds"}
-    parts += [f"{k} {_short(v)}" for k, v in row.items() if k not in known and not k.startswith("loss_q")]
-    parts += [f"grad {_short(row.get('grad_norm'))}", f"lr {_short(row['lr'])}", f"{row['samples_per_second']:.4g}/s"]
-    parts += [f"skipped {row['skipped']}"] if row.get("skipped") else []
-    return "  ".join(parts)
+    columns += [f"{k} {_number(v)}" for k, v in row.items() if k not in known and not k.startswith("loss_q")]
+    columns += [f"grad {_number(row.get('grad_norm'))}", f"lr {_number(row['lr'])}", f"{row['samples_per_second']:.4g}/s"]
+    columns += [f"skipped {row['skipped']}"] if row.get("skipped") else []
+    return "  ".join(columns)
 
 
 def digits(value: float) -> float:
@@ -216,5 +216,5 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
 
 
-def _short(value: Any) -> str:
+def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else "-"

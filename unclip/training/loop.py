@@ -91,7 +91,7 @@ def train(
         """Which module spoilt a step, by its batch and noise.  (Seen some steps late, weights have moved on by those.)"""
         batch, noise = make(step)
         here = move(batch, device)
-        origin = nan_origin(task, lambda: backward(here, noise, step, stepper.scale), lambda found: _any(found, accelerator))
+        origin = nan_origin(task, lambda: backward(here, noise, step, stepper.scale), lambda origin_: _any(origin_, accelerator))
         drop_gradients(weights)
         return origin
 
@@ -112,12 +112,12 @@ def train(
             collect(weights)
             if (rho := getattr(task, "sam_rho", None)) is not None:
                 # Sharpness-aware: the gradient that counts is the one at the worst weights nearby.
-                own = [weight.mine for weight in weights]
-                before = sam_ascend(own, rho, gradient_norm(weights) if run.sharded else None)
+                shards = [weight.mine for weight in weights]
+                before = sam_ascend(shards, rho, gradient_norm(weights) if run.sharded else None)
                 drop_gradients(weights)
                 backward(batch, noise, step, stepper.scale)
                 collect(weights)
-                sam_restore(own, before)
+                sam_restore(shards, before)
             norm = gradient_norm(weights) / stepper.scale
             bad = _anywhere(~(norm.isfinite() & loss.isfinite()), accelerator)
             rate = learning_rate(config, step)
@@ -150,13 +150,13 @@ def _share(task: Task, config: TrainConfig, accelerator: Accelerator) -> nn.Modu
     return task
 
 
-def _any(found: NanOrigin | None, accelerator: Accelerator) -> NanOrigin | None:
+def _any(mine: NanOrigin | None, accelerator: Accelerator) -> NanOrigin | None:
     """What the first process says that knows something."""
     if accelerator.num_processes == 1:
-        return found
+        return mine
     from accelerate.utils import gather_object
 
-    return next((origin for origin in gather_object([found]) if origin is not None), None)
+    return next((origin for origin in gather_object([mine]) if origin is not None), None)
 
 
 def _newest(run_dir: Path, accelerator: Accelerator) -> states.State | None:

@@ -28,10 +28,10 @@ def nan_origin(
     buffers = [(buffer, buffer.clone()) for buffer in task.buffers()]
     try:
         for look in (_forward, _backward):
-            with _uncompiled(task), look(task) as found, torch.enable_grad(), warnings.catch_warnings():
+            with _uncompiled(task), look(task) as origins, torch.enable_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # of modules that are fed data
                 run()
-            if origin := agree(found[0] if found else None):
+            if origin := agree(origins[0] if origins else None):
                 return origin
     except RuntimeError:  # a module that changes its inputs in place bears no backward hooks
         return None
@@ -43,16 +43,16 @@ def nan_origin(
 
 @contextmanager
 def _forward(task: nn.Module) -> Iterator[list[NanOrigin]]:
-    found: list[NanOrigin] = []
+    origins: list[NanOrigin] = []
     running: list[str] = []  # modules under way, outermost first; all were given finite numbers until something is found
 
     def note(name: str) -> None:
-        if not found:
-            found.append(NanOrigin(name, "forward"))
+        if not origins:
+            origins.append(NanOrigin(name, "forward"))
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not found and not _finite((args, kwargs)):
+            if not origins and not _finite((args, kwargs)):
                 note(running[-1] if running else "the batch")  # made between the modules of the one under way
             running.append(name)
 
@@ -61,7 +61,7 @@ def _forward(task: nn.Module) -> Iterator[list[NanOrigin]]:
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             running.pop()
-            if not found and not _finite(output):
+            if not origins and not _finite(output):
                 note(name)
 
         return hook
@@ -72,7 +72,7 @@ def _forward(task: nn.Module) -> Iterator[list[NanOrigin]]:
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
-        yield found
+        yield origins
     finally:
         for handle in handles:
             handle.remove()
@@ -80,23 +80,23 @@ def _forward(task: nn.Module) -> Iterator[list[NanOrigin]]:
 
 @contextmanager
 def _backward(task: nn.Module) -> Iterator[list[NanOrigin]]:
-    found: list[NanOrigin] = []
+    origins: list[NanOrigin] = []
     fine: set[str] = set()  # modules that were given finite gradients of their outputs
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, grad_output: Any) -> None:
             if _finite(grad_output):
                 fine.add(name)
-            elif not found:
+            elif not origins:
                 around = [".".join(name.split(".")[:i]) for i in range(name.count("."), 0, -1)]
-                found.append(NanOrigin(next((a for a in around if a in fine), _title(task)), "backward"))
+                origins.append(NanOrigin(next((a for a in around if a in fine), _title(task)), "backward"))
 
         return hook
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            if not found and not _finite(grad_input):
-                found.append(NanOrigin(name, "backward"))
+            if not origins and not _finite(grad_input):
+                origins.append(NanOrigin(name, "backward"))
 
         return hook
 
@@ -106,7 +106,7 @@ def _backward(task: nn.Module) -> Iterator[list[NanOrigin]]:
             handles.append(module.register_full_backward_pre_hook(before(name)))
             handles.append(module.register_full_backward_hook(after(name)))
     try:
-        yield found
+        yield origins
     finally:
         for handle in handles:
             handle.remove()

@@ -137,5 +137,5 @@ class Stepper:
             like = weights[name].mine
             value = part_of(value, weights[name].parameter)
             # In the parameter's own memory layout, which the fused kernel relies on.
-            kept = torch.empty_like(like, requires_grad=False) if value.shape == like.shape else torch.empty_like(value)
-            self.optimizer.state[like][key] = kept.to(like.device).copy_(value)
+            moment = torch.empty_like(like, requires_grad=False) if value.shape == like.shape else torch.empty_like(value)
+            self.optimizer.state[like][key] = moment.to(like.device).copy_(value)

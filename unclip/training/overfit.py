@@ -58,16 +58,16 @@ def overfit(task: Task, data: Data, config: TrainConfig, run_dir: str | Path, n:
     n = min(n, len(data))
     if n < max(2, accelerator.num_processes):
         raise ValueError(f"a self-test needs at least {max(2, accelerator.num_processes)} samples, not {n}")
-    few, config = First(data, n), short(config, n, steps, accelerator.num_processes)
+    subset, config = First(data, n), self_test(config, n, steps, accelerator.num_processes)
     task.to(accelerator.device)
-    validation = Validation(task, few, config, accelerator)
+    validation = Validation(task, subset, config, accelerator)
     start = _validate(task, validation, 0)
-    trained = train(task, few, config, run_dir)
+    trained = train(task, subset, config, run_dir)
     task.model.load_state_dict(trained.ema)
     return verdict(start, _validate(task, validation, trained.step), n, trained.step)
 
 
-def short(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfig:
+def self_test(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfig:
     """The settings of a self-test on n samples."""
     batch = min(config.batch, n) // world * world
     ema = min(min(config.decays), 0.98)
@@ -81,44 +81,45 @@ def short(config: TrainConfig, n: int, steps: int, world: int = 1) -> TrainConfi
 def verdict(start: Mapping[str, float | None], end: Mapping[str, float | None], n: int, steps: int) -> Verdict:
     """Judge the validations before and after `steps` steps on n samples."""
     row = dict(end) | {"loss/start": start.get("loss")}
-    telling = [found for found in judge(row) if found.baseline in BLIND and found.number != "sharpness"]
+    telling = [judged for judged in judge(row) if judged.baseline in BLIND and judged.number != "sharpness"]
     # Among five samples or fewer everybody has the right one among the first five.
-    telling = [found for found in telling if found.baseline != "chance" or not found.number.endswith("R@5") or n > 5]
-    checks = tuple((found, _enough(found)) for found in telling)
+    telling = [judged for judged in telling if judged.baseline != "chance" or not judged.number.endswith("R@5") or n > 5]
+    checks = tuple((judged, _enough(judged)) for judged in telling)
     finite = end.get("loss") is not None
     passed = finite and bool(checks) and all(fine for _, fine in checks)
-    said = [f"{found.number} {found.value:.3g} ({found.baseline} {found.base:.3g})" for found, fine in checks if fine]
-    missed = [_missed(found) for found, fine in checks if not fine]
+    good = [f"{judged.number} {judged.value:.3g} ({judged.baseline} {judged.base:.3g})" for judged, fine in checks if fine]
+    missed = [_missed(judged) for judged, fine in checks if not fine]
     ignored = [name.removeprefix("change_") for name, value in end.items() if name.startswith("change_") and value == 0]
-    parts = [f"After {steps} steps on {n} samples this stage is {'wired right' if passed else 'NOT wired right'}."]
-    parts += [] if finite else ["The loss is not a number."]
-    parts += [f"It fails: {'; '.join(missed)}."] if missed else []
-    parts += [f"The output does not change at all with another {' or '.join(ignored)}: it is ignored."] if ignored else []
-    parts += [f"Good: {', '.join(said)}."] if said else []
-    return Verdict(passed, " ".join(parts), checks, dict(end))
+    sentences = [f"After {steps} steps on {n} samples this stage is {'wired right' if passed else 'NOT wired right'}."]
+    sentences += [] if finite else ["The loss is not a number."]
+    sentences += [f"It fails: {'; '.join(missed)}."] if missed else []
+    sentences += [f"The output does not change at all with another {' or '.join(ignored)}: it is ignored."] if ignored else []
+    sentences += [f"Good: {', '.join(good)}."] if good else []
+    return Verdict(passed, " ".join(sentences), checks, dict(end))
 
 
-def _enough(found: Judged) -> bool:
+def _enough(judged: Judged) -> bool:
     """Is a number so much better than what a blind stage reaches that chance is no excuse?"""
-    value, base = found.value, found.base
-    if found.number == "psnr":
+    value, base = judged.value, judged.base
+    if judged.number == "psnr":
         return value > base + 0.5
-    if found.number == "loss" and found.baseline == "start":
+    if judged.number == "loss" and judged.baseline == "start":
         return value < base - 0.25 * abs(base)
-    if found.number.startswith(("loss", "error")):
+    if judged.number.startswith(("loss", "error")):
         return value < 0.9 * base
     return value > base + 0.25 * (1 - base)  # cosines and hit rates: a quarter of the way to 1
 
 
-def _missed(found: Judged) -> str:
+def _missed(judged: Judged) -> str:
     why = {
-        "start": f"the loss was {found.base:.3g} at the start and is {found.value:.3g}: is anything trained, and at what rate?",
-        "other": f"{found.number} is {found.value:.3g} where {found.base:.3g} is what another sample gets: "
+        "start": f"the loss was {judged.base:.3g} at the start and is {judged.value:.3g}: is anything trained, and at what rate?",
+        "other": f"{judged.number} is {judged.value:.3g} where {judged.base:.3g} is what another sample gets: "
         "the condition is ignored, or belongs to other samples",
-        "chance": f"{found.number} is {found.value:.3g}, chance {found.base:.3g}: captions and pictures do not belong together",
-        "bicubic": f"{found.number} is {found.value:.3g}, bicubic's {found.base:.3g}: nothing is gained over resizing",
+        "chance": f"{judged.number} is {judged.value:.3g}, chance {judged.base:.3g}: "
+        "captions and pictures do not belong together",
+        "bicubic": f"{judged.number} is {judged.value:.3g}, bicubic's {judged.base:.3g}: nothing is gained over resizing",
     }
-    return why[found.baseline]
+    return why[judged.baseline]
 
 
 def _validate(task: Task, validation: Validation, step: int) -> dict[str, float | None]:

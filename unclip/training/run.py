@@ -94,7 +94,7 @@ class Run:
         then = {name: tuple(tensor.shape) for name, tensor in state.tensors["model"].items()}
         now = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         if then != now:
-            changes.append(f"weights: {few(sorted(n for n in {*then, *now} if then.get(n) != now.get(n)))}")
+            changes.append(f"weights: {first_names(sorted(n for n in {*then, *now} if then.get(n) != now.get(n)))}")
         if changes:
             raise ValueError(
                 f"{run_dir} holds another run, stopped after step {state.step}. Changed since: {'; '.join(changes)}. "
@@ -114,16 +114,16 @@ def prepare(task: Task, config: TrainConfig, init: dict[str, Tensor] | None) -> 
             f"micro_batch is {config.micro_batch}, but the loss of a {type(model).__name__} makes the samples of a batch each "
             "other's negatives: in pieces it would be another loss. Set micro_batch to null; checkpointing also saves memory"
         )
-    own = {id(parameter) for parameter in model.parameters()}
+    trained = {id(parameter) for parameter in model.parameters()}
     for parameter in task.parameters():
-        if id(parameter) not in own:
+        if id(parameter) not in trained:
             parameter.requires_grad_(False)
     if init is not None:
         wrong = model.load_state_dict(init, strict=False)
         if wrong.missing_keys or wrong.unexpected_keys:
             raise ValueError(
-                f"init does not fit {type(model).__name__}: missing {few(wrong.missing_keys)}; "
-                f"unknown {few(wrong.unexpected_keys)}"
+                f"init does not fit {type(model).__name__}: missing {first_names(wrong.missing_keys)}; "
+                f"unknown {first_names(wrong.unexpected_keys)}"
             )
     _freeze(model, config.freeze)
     for parameter in model.parameters():
@@ -140,13 +140,15 @@ def _freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"freeze: no parameter of {type(model).__name__} matches {pattern!r}; there are {few(names)}")
+            raise ValueError(
+                f"freeze: no parameter of {type(model).__name__} matches {pattern!r}; there are {first_names(names)}"
+            )
     for name, parameter in model.named_parameters():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
 
 
-def few(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """The first names of a long list."""
     if not names:
         return "none"

@@ -26,16 +26,16 @@ def shard(task: Task, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    own = set(task.model.parameters())
+    trained = set(task.model.parameters())
     # FSDP2 takes no parameters without dimensions (CLIP's logit_scale): `average_whole` cares for their gradients.
-    whole = {p for p in task.parameters() if p not in own or p.ndim == 0}
+    whole = {p for p in task.parameters() if p not in trained or p.ndim == 0}
 
     def apply(module: nn.Module) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
 
     for block in blocks(task.model):
-        for part in _called_from_outside(block):
-            apply(part)
+        for submodule in _called_from_outside(block):
+            apply(submodule)
         apply(block)
     # The root is the task and not its model, whose methods are many: loss, encode_image, ...
     apply(task)

@@ -51,15 +51,15 @@ class Validation:
             gather = self.accelerator.gather
             rows = {name: gather(value.to(self.accelerator.device).contiguous()) for name, value in rows.items()}
         rows = {name: value[: len(self.rows)].cpu() for name, value in rows.items()}
-        found: list[Any] = [None]
+        validated: list[Any] = [None]
         if self.accelerator.is_main_process:
             numbers = self.task.summarize(rows)
-            found = [{name: None if math.isnan(value) else digits(value) for name, value in numbers.items()}]
+            validated = [{name: None if math.isnan(value) else digits(value) for name, value in numbers.items()}]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
-            broadcast_object_list(found)
-        return found[0]
+            broadcast_object_list(validated)
+        return validated[0]
 
     def _rows(self, indices: list[int]) -> dict[str, Tensor]:
         batch = move(self._read(indices), self.accelerator.device)
@@ -69,8 +69,8 @@ class Validation:
             rows = self.task.validate(batch, noise)
         for name, value in rows.items():
             if len(value) != len(indices):
-                told = f"{type(self.task).__name__}.validate gave {len(value)} rows of {name!r} for {len(indices)} samples"
-                raise ValueError(f"{told}; there must be one each")
+                problem = f"{type(self.task).__name__}.validate gave {len(value)} rows of {name!r} for {len(indices)} samples"
+                raise ValueError(f"{problem}; there must be one each")
         return rows
 
     def _read(self, indices: list[int]) -> Batch:

@@ -127,19 +127,19 @@ class Watch:
         assert self.validation is not None
         run, name = self.run, (self.config.best or "").removeprefix("-")
         with run.ema.applied(), evaluating(run.model):
-            found = self.validation(run.step)
-        row = {"step": run.step, "event": "validated", **found}
+            validated = self.validation(run.step)
+        row = {"step": run.step, "event": "validated", **validated}
         self.log.write(row)
         self.trackers.log(row, run.step)
-        numbers = "  ".join(f"{key} {'-' if value is None else format(value, '.4g')}" for key, value in found.items())
+        numbers = "  ".join(f"{key} {'-' if value is None else format(value, '.4g')}" for key, value in validated.items())
         self.log.say(f"step {run.step}/{self.config.steps} validated  {numbers}")
-        if name and name not in found:
+        if name and name not in validated:
             problem = self._save()
             raise ValueError(
-                f"best is {self.config.best!r}, but the validation has no such number: {', '.join(found)}. Stopped, with the "
+                f"best is {self.config.best!r}, but the validation has no such number: {', '.join(validated)}. Stopped, with the "
                 f"state {f'not saved ({problem})' if problem else 'saved'}: the same command with another `best` continues"
             )
-        value = found.get(name)
+        value = validated.get(name)
         sign = -1 if (self.config.best or "").startswith("-") else 1
         if value is not None and (run.best is None or sign * value > sign * run.best[1]):
             run.best = run.step, value

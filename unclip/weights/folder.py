@@ -36,21 +36,21 @@ def find_weights(
     variant: which of several, by its word ("fp16"; "plain" for the one without) or by the name of its file.  A folder that has
     one set only is taken with that, and a warning where it is another variant.  Safetensors go before pickles of the same.
     """
-    found = _candidates(folder, stems, kinds)
-    chosen = [one for one in found if variant in (one.variant, one.path.name)] if variant else []
-    if variant and not chosen and found:
-        told = ", ".join(sorted({one.path.name for one in found}))
-        if len(found) > 1:
-            raise ValueError(f"{folder} has no weights {variant!r}; it has {told}")
-        warnings.warn(f"{folder} has no weights {variant!r}: taking {told}, the only ones there", stacklevel=2)
-    chosen = chosen or found
+    candidates = _candidates(folder, stems, kinds)
+    chosen = [one for one in candidates if variant in (one.variant, one.path.name)] if variant else []
+    if variant and not chosen and candidates:
+        file_names = ", ".join(sorted({one.path.name for one in candidates}))
+        if len(candidates) > 1:
+            raise ValueError(f"{folder} has no weights {variant!r}; it has {file_names}")
+        warnings.warn(f"{folder} has no weights {variant!r}: taking {file_names}, the only ones there", stacklevel=2)
+    chosen = chosen or candidates
     for kind in kinds:
         same = [one for one in chosen if one.kind == kind]
         if len(same) > 1:
             several = ", ".join(one.path.name for one in same)
             words = sorted({one.variant for one in same})
-            how = f"variant {' or '.join(words)}" if len(words) == len(same) else "variant NAME-OF-THE-FILE"
-            raise ValueError(f"{folder} holds several weights, {several}: say which ({how}), or leave one there")
+            choices = f"variant {' or '.join(words)}" if len(words) == len(same) else "variant NAME-OF-THE-FILE"
+            raise ValueError(f"{folder} holds several weights, {several}: say which ({choices}), or leave one there")
         if same:
             return same[0].path
     lies_there = sorted(path.name for path in folder.glob("*") if path.name.endswith(_LIKE_WEIGHTS))
@@ -65,12 +65,12 @@ def _candidates(folder: Path, stems: Sequence[str], kinds: Sequence[str]) -> lis
         rf"(?:{'|'.join(stems)})(?:\.(?P<variant>[\w-]+))?\.(?P<kind>{'|'.join(kinds)})"
         r"(?P<index>\.index(?:\.(?P<late>[\w-]+))?\.json)?"
     )
-    found = []
+    candidates = []
     for path in sorted(folder.glob("*")):
         match = pattern.fullmatch(path.name)
         if match and not _SHARD.search(path.name):
-            found.append(Weights(path, match["variant"] or match["late"] or PLAIN, match["kind"]))
-    return found
+            candidates.append(Weights(path, match["variant"] or match["late"] or PLAIN, match["kind"]))
+    return candidates
 
 
 def files_of(path: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def tree(path: Path) -> Any:
 
 def named(node: Any, source: str) -> dict[str, Lazy]:
     """The tensors of nested dictionaries, sequences and TorchScript modules by their dotted names."""
-    found: dict[str, Lazy] = {}
+    tensors: dict[str, Lazy] = {}
     seen: set[int] = set()  # a pickle can hold itself
     levels: list[Iterator[tuple[str, Any]]] = [iter([("", node)])]
     while levels:
@@ -79,7 +79,7 @@ def named(node: Any, source: str) -> dict[str, Lazy]:
             levels.pop()
             continue
         if isinstance(node, Lazy):
-            found[name] = node
+            tensors[name] = node
         if isinstance(node, Foreign) and not node.module.startswith("torch.jit"):  # a typed list of TorchScript's: no weights
             if not node.module.startswith("__torch__"):
                 what, where = visible(f"{node.module}.{node.name}"), visible(name) or "its root"
@@ -93,7 +93,7 @@ def named(node: Any, source: str) -> dict[str, Lazy]:
                 raise ValueError(f"{source} holds dictionaries and lists more than {DEEPEST} deep in each other: no weights are")
             seen.add(id(node))
             levels.append(_inside(name, node))
-    return found
+    return tensors
 
 
 def _inside(prefix: str, node: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
@@ -135,9 +135,9 @@ class _Reader(pickle._Unpickler):
             raise ValueError(f"it holds {visible(storage.name)!r}, which is no known type of numbers")
         if type(key) is not str or type(count) is not int or any(pid[5:]):
             raise ValueError("it describes numbers that cannot be")
-        found = Storage(STORAGES[storage.name], key, count)
-        self.numbers.check(found)
-        return found
+        numbers = Storage(STORAGES[storage.name], key, count)
+        self.numbers.check(numbers)
+        return numbers
 
     def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Lazy:
         numbers = (offset, *shape, *stride)
@@ -157,8 +157,8 @@ class _Reader(pickle._Unpickler):
         def read(dtype: torch.dtype) -> Tensor:
             flat = torch.empty(storage.length, dtype=storage.dtype)
             self.numbers.fill(storage, flat.view(torch.uint8).numpy().data)
-            part = flat.as_strided(shape, stride, offset).to(dtype).contiguous()
-            return part.clone() if part.numel() < flat.numel() and part.dtype == flat.dtype else part
+            view = flat.as_strided(shape, stride, offset).to(dtype).contiguous()
+            return view.clone() if view.numel() < flat.numel() and view.dtype == flat.dtype else view
 
         return Lazy(tuple(shape), storage.dtype, read)
 

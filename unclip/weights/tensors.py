@@ -81,10 +81,10 @@ class _Broken(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise _Broken("its header gives a name twice")
-    return found
+    return entries
 
 
 def _parsed(tree: Any, start: int, size: int) -> Header:
@@ -152,9 +152,9 @@ def read_tensors(path: Path, types: Mapping[str, torch.dtype], sha256: str | Non
             dtype = floating if entry.dtype.is_floating_point else entry.dtype
             tensors[name] = _tensor(file, path, entry, dtype, digest.update if digest else None)
     if digest and digest.hexdigest() != sha256:
-        told = f"its SHA-256 is {digest.hexdigest()[:12]}..., and its maker's, in config.json, was {visible(sha256, 12)}"
+        problem = f"its SHA-256 is {digest.hexdigest()[:12]}..., and its maker's, in config.json, was {visible(sha256, 12)}"
         raise ValueError(
-            f"{path} is not what was saved: {told}.  Get it again; or, where it was changed on purpose, take its entry under "
+            f"{path} is not what was saved: {problem}.  Get it again; or, where it was changed on purpose, take its entry under "
             "sha256 out of that file"
         )
     return tensors

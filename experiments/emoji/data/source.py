@@ -128,13 +128,9 @@ def check(svgs: dict[str, bytes], source: Path) -> None:
 
 def _npm_pack(folder: Path) -> Path:
     if shutil.which("npm") is None:
-        raise ValueError(
-            f"there is no npm here: get the tarball of {PACKAGE} elsewhere and pass it as --source FILE.tgz"
-        )
+        raise ValueError(f"there is no npm here: get the tarball of {PACKAGE} elsewhere and pass it as --source FILE.tgz")
     done = subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True)
     packed = sorted(folder.glob("*.tgz"))
     if done.returncode or not packed:
-        raise ValueError(
-            f"`npm pack {PACKAGE}` failed: {done.stderr.strip()[-400:] or 'it wrote no .tgz'}; pass --source"
-        )
+        raise ValueError(f"`npm pack {PACKAGE}` failed: {done.stderr.strip()[-400:] or 'it wrote no .tgz'}; pass --source")
     return packed[0]

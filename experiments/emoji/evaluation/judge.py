@@ -3,7 +3,7 @@
     python -m experiments.emoji.evaluation.judge [--run runs/emoji.judge] [-o FOLDER]
 
 trains it (some 15 minutes on two cores; the same command continues a run that was cut off, and takes one that has ended) and
-puts it into $UNCLIP_CACHE/emoji/judge.  Like every part it has seen no held-out picture.
+puts it into $UNCLIP_CACHE/emoji/judge.  Like every component it has seen no held-out picture.
 """
 
 from __future__ import annotations

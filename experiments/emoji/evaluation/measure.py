@@ -64,8 +64,8 @@ class Subject:
 
     @property
     def weights(self) -> str:
-        """A short name for all parts' weights."""
-        return "-".join(fingerprint(part)[:6] for part in self.pipe.parts.values())
+        """A short name for all components' weights."""
+        return "-".join(fingerprint(part)[:6] for part in self.pipe.components.values())
 
     @property
     def embeddings(self) -> Embeddings:

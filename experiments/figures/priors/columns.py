@@ -66,7 +66,7 @@ def decode(
     return torch.cat(pictures)
 
 
-def of_pictures(subject: Subject, pictures: Tensor, rows: Sequence[int]) -> Numbers:
+def of_images(subject: Subject, pictures: Tensor, rows: Sequence[int]) -> Numbers:
     """Is the true picture the nearest, and what the judge says."""
     rank = nearest(pictures, subject.images, rows, subject.twins)
     found = {f"nearest picture top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}

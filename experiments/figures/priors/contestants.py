@@ -59,8 +59,8 @@ def contestants(subject: Subject, model: str, runs: Path, steps: int) -> list[Co
     told = pipe.provenance.get("stages", {})
     found: dict[str, Contestant] = {}
     priors: dict[str, tuple[Any, int]] = {DIFFUSION: (pipe.prior, _samples(told.get("prior", {})))}
-    if "ar_prior" in stored.parts:
-        priors[AR] = (stored.parts["ar_prior"](), _samples(told.get("ar_prior", {})))
+    if "ar_prior" in stored.components:
+        priors[AR] = (stored.components["ar_prior"](), _samples(told.get("ar_prior", {})))
     for name in (AR, CONTRASTIVE):
         if name not in priors:
             config = TRAIN.replace(steps=steps)
@@ -167,4 +167,4 @@ def training_flops(subject: Subject, prior: Any, batch: int = 32) -> float:
 
 def _samples(stage: dict[str, Any]) -> int:
     """Samples seen, of what a pipeline tells of a stage's training; 0 = it does not."""
-    return sum(int(sitting.get("samples", 0)) for sitting in stage.get("sittings", []))
+    return sum(int(run.get("samples", 0)) for run in stage.get("training_runs", []))

@@ -28,7 +28,7 @@ class Own(Subject):
         self.data: Both = Both(open_data(train, size), open_data(heldout, size))  # type: ignore[assignment]
         pieces = [self.data.batch(range(i, min(i + CHUNK, len(self.data)))).images for i in range(0, len(self.data), CHUNK)]
         self.images = torch.cat([fit_square(images, pipe.decoder.image_size) for images in pieces if images is not None])
-        cut = len(self.data.parts[0])
+        cut = len(self.data.readers[0])
         self.members = {"train": list(range(cut)), "heldout": list(range(cut, len(self.data)))}
         self.twins = self.siblings = groups_of([picture.numpy().tobytes() for picture in self.images])
         self._embeddings = None

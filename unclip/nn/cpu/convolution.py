@@ -13,8 +13,8 @@ from .switch import onednn_linear, plain
 from .winograd import winograd
 
 # Pixels of one picture: which way is taken, and so the last bit, does not depend on the batch.
-FEW, HEAVY = 256, 2**22  # up to so many pixels, from so many weights one matrix product is faster
-MANY, WIDE = 1024, 256  # pixels, channels from which transforming the weights pays,
+SMALL, HEAVY = 256, 2**22  # up to so many pixels, from so many weights one matrix product is faster
+LARGE, WIDE = 1024, 256  # pixels, channels from which transforming the weights pays,
 PER_PIXEL = 4096  # if they are at most so many for each pixel
 
 
@@ -33,7 +33,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
         product = onednn_linear(input.dtype) if self._bare(input) else None
-        if product is not None and self._few(input):
+        if product is not None and self._as_product(input):
             return self._surroundings(input, product)
         if product is not None and self._many(input):
             assert self.bias is not None
@@ -47,7 +47,7 @@ class Conv3x3(nn.Conv2d):
         come of one sees 2 x 2 pixels of the input, 4/9 of the products.
         """
         b, _, h, w = input.shape
-        if h * w < MANY or not self._bare(input):
+        if h * w < LARGE or not self._bare(input):
             return self(interpolate(input, scale_factor=2, mode="nearest"))
         assert self.bias is not None
         fours = conv2d(input, _phases(self.weight), self.bias.repeat(4), padding=1).permute(0, 2, 3, 1)
@@ -66,13 +66,13 @@ class Conv3x3(nn.Conv2d):
         out = product(around.reshape(b * h * w, 9 * c), weight, self.bias, "none", [], "")
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
 
-    def _few(self, x: Tensor) -> bool:
-        return x.shape[2] * x.shape[3] <= FEW and self.weight.numel() >= HEAVY
+    def _as_product(self, x: Tensor) -> bool:
+        return x.shape[2] * x.shape[3] <= SMALL and self.weight.numel() >= HEAVY
 
     def _many(self, x: Tensor) -> bool:
         _, c, h, w = x.shape
         even = h % 2 == 0 and w % 2 == 0 and x.dtype == torch.float32
-        return even and h * w >= MANY and min(c, self.out_channels) >= WIDE and self.weight.numel() <= PER_PIXEL * h * w
+        return even and h * w >= LARGE and min(c, self.out_channels) >= WIDE and self.weight.numel() <= PER_PIXEL * h * w
 
     def _bare(self, x: Tensor) -> bool:
         """Inference on the CPU, in the weights' own type, which lie channels_last."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .switch import onednn_linear, plain
 
-FEW = 7  # rows up to which BLAS does better with W x^T than with x W^T
+ROWS = 7  # rows up to which BLAS does better with W x^T than with x W^T
 
 
 class Linear(nn.Linear):
@@ -24,7 +24,7 @@ class Linear(nn.Linear):
         x = input.reshape(-1, self.in_features)
         if (onednn := onednn_linear(x.dtype)) is not None and self.weight.is_contiguous():
             out = onednn(x.contiguous(), self.weight, self.bias, "none", [], "")
-        elif len(x) <= FEW:
+        elif len(x) <= ROWS:
             out = torch.mm(self.weight, x.t()).t()
             out = out if self.bias is None else out + self.bias
         else:

@@ -120,21 +120,21 @@ class _Counter(TorchDispatchMode):
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[list[int]]:
+def saved_activations(model: nn.Module) -> Iterator[list[int]]:
     """What autograd keeps for the backward pass while this lasts, in bytes, in the list's only entry.
 
     Each storage counts once; the model's own weights do not.
     """
     storages = {p.untyped_storage()._cdata: None for p in model.parameters()}
-    found, alive = [0], list[Any]()
+    total, alive = [0], list[Any]()
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in storages:
             storages[storage._cdata] = None
             alive.append(storage)  # or its number could be given to another
-            found[0] += storage.nbytes()
+            total[0] += storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield found
+        yield total

@@ -14,21 +14,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unclip.checkpoint import Part, build
+from unclip.checkpoint import Component, build
 from unclip.config import Config
 
-P = TypeVar("P", bound=Part[Any])
+P = TypeVar("P", bound=Component[Any])
 
 
-def fake(part_class: type[P], config: Config) -> P:
+def fake(component_class: type[P], config: Config) -> P:
     """A component of this config whose parameters take no memory."""
-    part = build(part_class, config)
+    component = build(component_class, config)
     with torch.no_grad():
-        for module in part.modules():
+        for module in component.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(_fake(parameter.data), parameter.requires_grad)
-    return part
+    return component
 
 
 @contextmanager

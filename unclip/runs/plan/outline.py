@@ -84,8 +84,8 @@ class _Uncounted:
     classes: tuple[str, ...] = ()
 
     def samples(self, n: int) -> Any:
-        told = "this config has a number that is counted on the data, such as an AR prior's components"
-        raise ValueError(f"{told}: give it for a plan, as in model.quantizer.dims=319")
+        problem = "this config has a number that is counted on the data, such as an AR prior's components"
+        raise ValueError(f"{problem}: give it for a plan, as in model.quantizer.dims=319")
 
     def empty(self) -> Any:
         return self.samples(1)

@@ -59,7 +59,7 @@ class Memory(NamedTuple):
 
 
 class Plan(NamedTuple):
-    parts: dict[str, int]  # parameters of the model by part, the whole under ""
+    parameters: dict[str, int]  # of the model by component, the whole under ""
     teachers: int  # parameters
     trained: int
     steps: int
@@ -97,8 +97,8 @@ class Plan(NamedTuple):
         return self.step_seconds * self.steps / 86_400
 
     def __str__(self) -> str:
-        whole, parts = self.parts[""], [f"{name} {_millions(n)}" for name, n in self.parts.items() if name]
-        lines = [f"parameters  {_millions(whole)}: {', '.join(parts)}"]
+        whole, components = self.parameters[""], [f"{name} {_millions(n)}" for name, n in self.parameters.items() if name]
+        lines = [f"parameters  {_millions(whole)}: {', '.join(components)}"]
         lines += [f"            {_millions(self.trained)} of them trained"] if self.trained < whole else []
         lines += [f"            {_millions(self.teachers)} in frozen teachers"] if self.teachers else []
         pieces = f" in {self.passes} passes of {math.ceil(self.share / self.passes)}" if self.passes > 1 else ""
@@ -109,8 +109,11 @@ class Plan(NamedTuple):
             columns = (f"{value / size:{width}.1f}" for value, width in zip((*memory, memory.total), (18, 8, 9, 8, 7, 7, 7)))
             fits = "" if memory.total <= self.card.memory else f"  more than {self.card.name}'s {self.card.memory / size:.0f}"
             lines.append(f"  {name:9} {' '.join(columns)}{fits}")
-        kept, grads = f"activations {self.counted.activations / size:.1f}", f"gradients {self.counted.gradients / size:.1f}"
-        lines.append(f"            step: {kept} when the forward pass ends and {grads}, at their peak")
+        activations, grads = (
+            f"activations {self.counted.activations / size:.1f}",
+            f"gradients {self.counted.gradients / size:.1f}",
+        )
+        lines.append(f"            step: {activations} when the forward pass ends and {grads}, at their peak")
         s = self.sample
         teachers = f", teachers {_flop(s.teachers)}" if s.teachers else ""
         each = f"forward {_flop(s.forward)}, backward {_flop(s.backward)}{teachers}"
@@ -196,28 +199,28 @@ def _sizes(task: Task, train: TrainConfig, counted: Count, cards: int, sam: bool
     trained = sum(4 * p.numel() for p in task.model.parameters() if p.requires_grad)
     teachers = sum(map(_bytes, _teachers(task)))
     averages = weights * len(train.decays)
-    own = weights * (2 if sam else 1)  # beside the perturbed weights the unperturbed ones
-    ddp = Memory(own, teachers, 2 * trained, averages, trained if cards > 1 else 0, counted.peak)
+    held = weights * (2 if sam else 1)  # beside the perturbed weights the unperturbed ones
+    ddp = Memory(held, teachers, 2 * trained, averages, trained if cards > 1 else 0, counted.peak)
     # FSDP gathers what lies outside the blocks for the whole pass, and a block while the one before it runs; the gradients of a
     # block are whole until they have been averaged.
     units = sorted((sum(4 * p.numel() for p in block.parameters()) for block in blocks(task.model)), reverse=True)
     outside = sum(4 * p.numel() for p in task.model.parameters()) - sum(units)
     gathered = 0 if cards == 1 else 2 * outside + sum(units[:2]) + sum(units[:1])
     step = counted.working + counted.gradients / cards
-    return ddp, Memory(own / cards, teachers, 2 * trained / cards, averages / cards, gathered, step)
+    return ddp, Memory(held / cards, teachers, 2 * trained / cards, averages / cards, gathered, step)
 
 
 def _parts(model: nn.Module) -> dict[str, int]:
-    """Parameters of the model, of its parts and of those of its network."""
-    found = {"": sum(p.numel() for p in model.parameters())}
+    """Parameters of the model, of its components and of those of its network."""
+    counts = {"": sum(p.numel() for p in model.parameters())}
     for name, child in model.named_children():
         if name == "network":
             inner = {f"{name}.{n}": sum(p.numel() for p in c.parameters()) for n, c in child.named_children()}
             rest = sum(p.numel() for p in child.parameters()) - sum(inner.values())
-            found |= inner | ({f"{name}, single": rest} if rest else {})
+            counts |= inner | ({f"{name}, single": rest} if rest else {})
         else:
-            found[name] = sum(p.numel() for p in child.parameters())
-    return {name: n for name, n in found.items() if n}
+            counts[name] = sum(p.numel() for p in child.parameters())
+    return {name: n for name, n in counts.items() if n}
 
 
 def _teachers(task: Task) -> list[nn.Module]:

@@ -36,7 +36,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 DRAFTED = ("JPEG", "MPO")  # whose decoder gives smaller pictures at once; MPO: JPEG with others behind it
 
 
-def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
+def load_image(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
     """A picture as float32 (3, h, w) in [-1, 1]: sRGB, upright (EXIF), first frame, transparency on white, any mode.
 
     Of more than LARGE pixels it is read smaller, by a whole factor.  Tensors are checked and returned, uint8 is scaled.
@@ -59,7 +59,7 @@ def load_picture(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 
         return _open(file, str(path), None, MAX_PIXELS)
 
 
-def decode_picture(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
+def decode_image(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
     """The same of a file in a data set, by its bytes: in the formats of `SUFFIXES`, whatever the file is called.
 
     `name` is for messages.  Half as many pixels are too many already, but of JPEG.
@@ -71,13 +71,13 @@ def decode_picture(data: bytes, name: str) -> Float[Tensor, "3 h w"]:
     return _open(BytesIO(data), name, _formats(), MAX_DATA_PIXELS)
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
+def read_size(data: bytes) -> tuple[int, int]:
     """Width and height as its header has them.  ValueError: it is no picture."""
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(data), formats=_formats()) as picture:
-            return picture.size
+        with Image.open(BytesIO(data), formats=_formats()) as image:
+            return image.size
     except Exception as error:
         raise ValueError(f"it cannot be decoded as a picture: {error}") from None
 
@@ -94,51 +94,51 @@ def _open(file: Any, name: str, formats: tuple[str, ...] | None, most: int) -> T
     from PIL import Image, UnidentifiedImageError
 
     try:
-        picture = Image.open(file, formats=formats)
+        image = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
         raise ValueError(f"{name} is too large: more than {most // 10**6} megapixels") from None
     except UnidentifiedImageError:  # its message names the object in memory
         raise ValueError(f"{name} cannot be decoded as a picture: it is none, or of another format") from None
     except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
-    with picture:
-        return _decode(picture, name, most)
+    with image:
+        return _decode(image, name, most)
 
 
-def _decode(picture: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
-    width, height = picture.size
-    if width * height > (MAX_PIXELS if picture.format in DRAFTED else most):  # whose decoder makes it smaller at once
+def _decode(image: Image.Image, name: str, most: int = MAX_PIXELS) -> Tensor:
+    width, height = image.size
+    if width * height > (MAX_PIXELS if image.format in DRAFTED else most):  # whose decoder makes it smaller at once
         raise ValueError(f"{name} is too large: {width} x {height} is more than {most // 10**6} megapixels")
     if width * height == 0:
         raise ValueError(f"{name} has no pixels: its size is {width} x {height}")
     try:
-        scale_transparency(picture)
-        if (factor := _factor(picture)) > 1 and picture.format in DRAFTED:
-            picture.draft(None, (width // factor, height // factor))
-        picture.load()
-        planes = _grey(picture, name) if picture.mode[0] in "IF" else _colours(picture, name)
-        return torch.from_numpy(np.ascontiguousarray(upright(planes, _orientation(picture))))
+        scale_transparency(image)
+        if (factor := _factor(image)) > 1 and image.format in DRAFTED:
+            image.draft(None, (width // factor, height // factor))
+        image.load()
+        planes = _grey(image, name) if image.mode[0] in "IF" else _colours(image, name)
+        return torch.from_numpy(np.ascontiguousarray(upright(planes, _orientation(image))))
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded as a picture: {error}") from error
 
 
-def _factor(picture: Image.Image) -> int:
+def _factor(image: Image.Image) -> int:
     """How many times smaller a picture is read, so that it is not larger than LARGE."""
-    return math.ceil(math.sqrt(picture.width * picture.height / LARGE))
+    return math.ceil(math.sqrt(image.width * image.height / LARGE))
 
 
-def _bands(picture: Image.Image, factor: int) -> Iterator[Image.Image]:
+def _bands(image: Image.Image, factor: int) -> Iterator[Image.Image]:
     """A large picture in pieces, so that no more than one is held in other numbers than its own; else the picture."""
-    rows = picture.height if factor == 1 else max(1, BAND // picture.width // factor) * factor
-    for top in range(0, picture.height, rows):
-        box = (0, top, picture.width, min(top + rows, picture.height))
-        yield picture if rows == picture.height else picture.crop(box)
+    rows = image.height if factor == 1 else max(1, BAND // image.width // factor) * factor
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield image if rows == image.height else image.crop(box)
 
 
-def _colours(picture: Image.Image, name: str) -> np.ndarray:
+def _colours(image: Image.Image, name: str) -> np.ndarray:
     """8 bits of any mode as (3, h, w) in [-1, 1]."""
-    factor = _factor(picture)
-    bands = [np.asarray(_reduced(to_rgb(band, name), factor)) for band in _bands(picture, factor)]
+    factor = _factor(image)
+    bands = [np.asarray(_reduced(to_rgb(band, name), factor)) for band in _bands(image, factor)]
     pixels = bands[0] if len(bands) == 1 else np.concatenate(bands)
     # Turned round while it is small, and in numpy, which keeps to one thread: pictures are read while others train.
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
@@ -147,40 +147,40 @@ def _colours(picture: Image.Image, name: str) -> np.ndarray:
     return planes
 
 
-def _grey(picture: Image.Image, name: str) -> np.ndarray:
+def _grey(image: Image.Image, name: str) -> np.ndarray:
     """Grey numbers, which Pillow's own conversion would clip, as (3, h, w); white is the first number that they fit."""
     from PIL import Image
 
     # Some versions of Pillow open 16-bit grey files in the mode of 32 bits, which alone tells nothing of the range.
-    deep = picture.mode.startswith("I;") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-    whites = (65535,) if deep else {"I": (255, 65535), "F": (1, 255)}[picture.mode]
-    factor, curve = _factor(picture), grey_curve(picture, name)
-    ends = np.array([(band.min(), band.max()) for band in map(np.asarray, _bands(picture, factor))], np.float64)
+    deep = image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    whites = (65535,) if deep else {"I": (255, 65535), "F": (1, 255)}[image.mode]
+    factor, curve = _factor(image), grey_curve(image, name)
+    ends = np.array([(band.min(), band.max()) for band in map(np.asarray, _bands(image, factor))], np.float64)
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     white = next((w for w in whites if high <= (1 + SLACK) * w), 0)
     if not (white and low >= -SLACK * white):
         ranges = " or ".join(f"0 to {w}" for w in whites)
-        raise ValueError(f"its mode is {picture.mode} and its numbers go from {low:g} to {high:g}, not from {ranges}")
-    found = []
-    for band in _bands(picture, factor):
+        raise ValueError(f"its mode is {image.mode} and its numbers go from {low:g} to {high:g}, not from {ranges}")
+    pieces = []
+    for band in _bands(image, factor):
         numbers = np.asarray(band, np.float32)
         levels = (numbers / white).clip(0, 1)
         shown = [levels * 2 - 1] if curve is None else [np.interp(levels, *one) * 2 - 1 for one in curve]
-        if isinstance(transparent := picture.info.get("transparency"), int):
+        if isinstance(transparent := image.info.get("transparency"), int):
             shown = [np.where(numbers == transparent, 1, one) for one in shown]  # white, on which it lies
-        found.append([np.asarray(_reduced(Image.fromarray(one.astype(np.float32)), factor)) for one in shown])
-    planes = np.concatenate(found, axis=1)
+        pieces.append([np.asarray(_reduced(Image.fromarray(one.astype(np.float32)), factor)) for one in shown])
+    planes = np.concatenate(pieces, axis=1)
     return np.broadcast_to(planes, (3, *planes.shape[1:]))
 
 
-def _reduced(picture: Image.Image, factor: int) -> Image.Image:
-    return picture if factor == 1 else picture.reduce(factor)
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    return image if factor == 1 else image.reduce(factor)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """How a camera was held (EXIF 0x0112); 1, upright, where that cannot be read."""
     try:
-        return int(picture.getexif().get(0x0112, 1))
+        return int(image.getexif().get(0x0112, 1))
     except Exception:  # of as many kinds as there are damages
         return 1
 
@@ -212,9 +212,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
 def _refuse_range(low: Tensor, high: Tensor) -> None:
     if low < -1 - 2 * SLACK or high > 1 + 2 * SLACK:
-        raise ValueError(
-            f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1"
-        )
+        raise ValueError(f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1")
 
 
 def _checked(image: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from unclip.data import pictures
-from unclip.data.pictures import MAX_PIXELS, decode_picture, load_picture, picture_size
+from unclip.data import images
+from unclip.data.images import MAX_PIXELS, decode_image, load_image, read_size
 
 RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
 COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
@@ -23,7 +23,7 @@ def test_files_pil_pictures_and_tensors_say_the_same(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     bytes_tensor = torch.from_numpy(COLOUR).permute(2, 0, 1)
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOUR), EXACT, bytes_tensor):
-        picture = load_picture(source)
+        picture = load_image(source)
         assert picture.dtype == torch.float32 and picture.shape == (3, 8, 8)
         torch.testing.assert_close(picture, EXACT, rtol=0, atol=1e-6)
 
@@ -45,7 +45,7 @@ def test_every_mode_is_read(mode):
         picture = Image.fromarray(RAMP.astype(np.int32) * 257)
     else:
         picture = source.convert(mode)
-    result = load_picture(picture)
+    result = load_image(picture)
     assert result.shape == (3, 8, 8) and result.abs().max() <= 1
     if mode in ("L", "LA", "La", "F", "I"):
         torch.testing.assert_close(result, EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
@@ -55,14 +55,14 @@ def test_every_mode_is_read(mode):
 
 def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    torch.testing.assert_close(load_picture(tmp_path / "deep.png"), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(load_image(tmp_path / "deep.png"), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
 
 
 def test_numbers_of_any_range_are_read_for_what_they_are_or_refused():
     wide, unit = RAMP.astype(np.int32), RAMP.astype(np.float32) / 255
     for grey in (wide, wide * 257, unit, unit * 255):
-        torch.testing.assert_close(load_picture(Image.fromarray(grey)), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
-    overshoot = load_picture(Image.fromarray(unit * 1.04 - 0.02))  # as resizing leaves it
+        torch.testing.assert_close(load_image(Image.fromarray(grey)), EXACT[:1].expand(3, -1, -1), rtol=0, atol=1e-5)
+    overshoot = load_image(Image.fromarray(unit * 1.04 - 0.02))  # as resizing leaves it
     assert overshoot.min() == -1 and overshoot.max() > 0.98
     for grey, told in (
         (wide - 128, "mode is I and its numbers go from -128 to 124, not from 0 to 255 or 0 to 65535"),
@@ -72,13 +72,13 @@ def test_numbers_of_any_range_are_read_for_what_they_are_or_refused():
         (unit * np.float32("nan"), "go from nan to nan"),
     ):
         with pytest.raises(ValueError, match=told):
-            load_picture(Image.fromarray(grey))
+            load_image(Image.fromarray(grey))
 
 
 def test_a_dark_file_of_sixteen_bits_stays_dark(tmp_path):
     dark = Image.fromarray(RAMP.astype(np.uint16))
     dark.save(tmp_path / "deep.png")
-    assert load_picture(tmp_path / "deep.png").max() < -0.99 and load_picture(dark).max() < -0.99
+    assert load_image(tmp_path / "deep.png").max() < -0.99 and load_image(dark).max() < -0.99
 
 
 def test_transparency_lies_on_white(tmp_path):
@@ -86,26 +86,26 @@ def test_transparency_lies_on_white(tmp_path):
     rgba[:4, :, 3] = 255
     rgba[4, :, 3] = 128
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    picture = load_picture(tmp_path / "a.png")
+    picture = load_image(tmp_path / "a.png")
     torch.testing.assert_close(picture[:, :4], EXACT[:, :4], rtol=0, atol=1e-6)
     assert (picture[:, 5:] == 1).all()
     torch.testing.assert_close(picture[:, 4], EXACT[:, 4] * 128 / 255 + 127 / 255, rtol=0, atol=0.01)
     palette = Image.fromarray(RAMP).convert("P")
     palette.save(tmp_path / "p.png", transparency=0)  # the colour of index 0 becomes transparent
-    assert (load_picture(tmp_path / "p.png")[:, 0, 0] == 1).all() and (load_picture(palette)[:, 0, 0] == -1).all()
+    assert (load_image(tmp_path / "p.png")[:, 0, 0] == 1).all() and (load_image(palette)[:, 0, 0] == -1).all()
 
 
 def test_exif_orientation_turns_the_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
     Image.fromarray(COLOUR[:, :5]).save(tmp_path / "a.png", exif=exif)
-    torch.testing.assert_close(load_picture(tmp_path / "a.png"), EXACT[:, :, :5].rot90(-1, (1, 2)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(load_image(tmp_path / "a.png"), EXACT[:, :, :5].rot90(-1, (1, 2)), rtol=0, atol=1e-6)
 
 
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert load_picture(tmp_path / "a.gif")[:, 0, 0].tolist() == [1, -1, -1]
+    assert load_image(tmp_path / "a.gif")[:, 0, 0].tolist() == [1, -1, -1]
 
 
 def huge_png(width, height):
@@ -124,7 +124,7 @@ def test_bad_files_are_refused_with_one_message(tmp_path):
         if data is not None:
             path.write_bytes(data)
         with pytest.raises(ValueError, match=match) as error:
-            load_picture(path)
+            load_image(path)
         assert name in str(error.value) and "\n" not in str(error.value)
 
     buffer = io.BytesIO()
@@ -136,7 +136,7 @@ def test_bad_files_are_refused_with_one_message(tmp_path):
     refused("cut.png", huge_png(64, 64), "cannot be decoded")
     refused("bomb.png", huge_png(100_000, 100_000), "too large")
     with pytest.raises(ValueError, match="it is a folder"):
-        load_picture(tmp_path)
+        load_image(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -144,7 +144,7 @@ def test_files_of_data_sets_are_read_from_their_bytes():
     for form in ("PNG", "WEBP", "BMP", "GIF", "TIFF"):
         buffer = io.BytesIO()
         Image.fromarray(COLOUR).save(buffer, form, **({"lossless": True} if form == "WEBP" else {}))
-        picture = decode_picture(buffer.getvalue(), "x.jpg")  # the name tells nothing
+        picture = decode_image(buffer.getvalue(), "x.jpg")  # the name tells nothing
         assert picture.is_contiguous()
         if form != "GIF":
             torch.testing.assert_close(picture, EXACT, rtol=0, atol=1e-6)
@@ -152,7 +152,7 @@ def test_files_of_data_sets_are_read_from_their_bytes():
     bad = {b"": "is empty", eps: "is none, or of another format", huge_png(13_000, 13_000): "too large", b"\x89PNG": "cannot"}
     for data, match in bad.items():
         with pytest.raises(ValueError, match=match) as error:
-            decode_picture(data, "shard.tar:x.png")
+            decode_image(data, "shard.tar:x.png")
         assert str(error.value).startswith("shard.tar:x.png ") and "0x" not in str(error.value)
 
 
@@ -173,11 +173,11 @@ def test_large_pictures_are_read_smaller_in_pieces(mode, orientation, monkeypatc
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(tmp_path / "x.tif", exif=exif)
-    whole = load_picture(tmp_path / "x.tif")
+    whole = load_image(tmp_path / "x.tif")
     assert whole.shape == ((3, 72, 90) if orientation == 1 else (3, 90, 72))
-    monkeypatch.setattr(pictures, "LARGE", 720)  # 90 x 72 is three times as long and wide as what is allowed
-    monkeypatch.setattr(pictures, "BAND", 900)
-    small = load_picture(tmp_path / "x.tif")
+    monkeypatch.setattr(images, "LARGE", 720)  # 90 x 72 is three times as long and wide as what is allowed
+    monkeypatch.setattr(images, "BAND", 900)
+    small = load_image(tmp_path / "x.tif")
     assert small.is_contiguous()
     torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(whole, 3), rtol=0, atol=1.1 / 127.5)
 
@@ -185,10 +185,10 @@ def test_large_pictures_are_read_smaller_in_pieces(mode, orientation, monkeypatc
 def test_large_jpegs_are_made_smaller_by_their_decoder(monkeypatch):
     buffer = io.BytesIO()
     smooth((256, 256)).save(buffer, "JPEG", quality=95)
-    whole = decode_picture(buffer.getvalue(), "x")
+    whole = decode_image(buffer.getvalue(), "x")
     for large, side in ((256**2, 256), (256**2 - 1, 128), (100**2, 64), (30**2, 16)):
-        monkeypatch.setattr(pictures, "LARGE", large)
-        small = decode_picture(buffer.getvalue(), "x")
+        monkeypatch.setattr(images, "LARGE", large)
+        small = decode_image(buffer.getvalue(), "x")
         assert small.shape == (3, side, side)
         torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(whole, 256 // side), rtol=0, atol=0.06)
 
@@ -201,16 +201,16 @@ def test_a_photograph_of_a_hundred_megapixels_is_data():
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = pack(">HH", 10_000, 10_000)
     with pytest.raises(ValueError, match="cannot be decoded") as error:
-        decode_picture(bytes(data[: at + 20]), "x")
+        decode_image(bytes(data[: at + 20]), "x")
     assert "too large" not in str(error.value)
-    assert picture_size(bytes(data)) == (10_000, 10_000)
+    assert read_size(bytes(data)) == (10_000, 10_000)
 
 
 def test_broken_exif_does_not_break_a_picture():
     buffer = io.BytesIO()
     for exif in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40):
         Image.fromarray(COLOUR).save(buffer, "PNG", exif=exif)
-        torch.testing.assert_close(decode_picture(buffer.getvalue(), "x"), EXACT, rtol=0, atol=1e-6)
+        torch.testing.assert_close(decode_image(buffer.getvalue(), "x"), EXACT, rtol=0, atol=1e-6)
         buffer.seek(0)
 
 
@@ -222,14 +222,14 @@ def test_every_orientation_is_as_pillow_turns_it(orientation):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
-    image = decode_picture(buffer.getvalue(), "x")
+    image = decode_image(buffer.getvalue(), "x")
     torch.testing.assert_close(image, torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
 
 
 def test_huge_pil_pictures_are_refused_before_they_are_decoded():
     picture = Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1))
     with pytest.raises(ValueError, match="too large: 20000 x 8948"):
-        load_picture(picture)
+        load_image(picture)
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_huge_pil_pictures_are_refused_before_they_are_decoded():
 )  # fmt: skip
 def test_things_that_are_no_pictures_are_refused(source):
     with pytest.raises(ValueError, match="expected"):
-        load_picture(source)
+        load_image(source)

@@ -1,4 +1,4 @@
-"""What is said of held-out samples: the numbers of each stage, and how an examination reads, shares out and sums up."""
+"""What is said of held-out samples: the numbers of each stage, and how a validation reads, shares out and sums up."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ TASKS = {
 
 
 def rows_of(task: Task, data: Random, splits: Sequence[int]) -> dict[str, Tensor]:
-    """What `examine` says of all samples, read in batches of these sizes."""
+    """What `validate` says of all samples, read in batches of these sizes."""
     assert sum(splits) == len(data)
     pieces, start = [], 0
     for size in splits:
@@ -197,7 +197,7 @@ def test_judging() -> None:
 
 
 class Process:
-    """One of several processes, as far as an examiner asks."""
+    """One of several processes, as far as a validation asks."""
 
     device = torch.device("cpu")
 
@@ -225,7 +225,7 @@ class Counting(Task):
         return {"mean": float(rows["number"].mean()), "nan": float("nan"), "inf": float("inf")}
 
 
-def test_an_examiner_reads_evenly_spaced_samples() -> None:
+def test_a_validation_reads_evenly_spaced_samples() -> None:
     data, task = Random(100), Counting()
     examiner = Validation(task, data, CONFIG.replace(validation_samples=7, batch=5), Process())  # type: ignore[arg-type]
     found = examiner(3)

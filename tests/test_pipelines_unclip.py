@@ -12,9 +12,11 @@ import torch
 from test_cli import ar_prior
 from tiny import CAPTIONS, STEPS
 
+import unclip.pipelines.candidates
 import unclip.pipelines.cascade
 import unclip.pipelines.unclip
 from prior import ARSampling
+from unclip.contracts import keep_contract
 from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.generation import Generation
 from unclip.pipelines.load import from_pretrained
@@ -22,7 +24,7 @@ from unclip.pipelines.stage import captions_of, numbers_of
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
-from unclip.types import Cond, Decoder, ImageTextEncoder, Prior, Step, Text, Upsampler, best_of, keep_contract
+from unclip.types import Cond, Decoder, ImageTextEncoder, Prior, Step, Text, Upsampler, best_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_what_is_returned(pipe: UnCLIP, made: Generation) -> None:
     assert pipe.sizes == (16, 64, 256)
-    assert list(pipe.parts) == ["clip", "prior", "decoder", "upsampler_64", "upsampler_256"]
+    assert list(pipe.components) == ["clip", "prior", "decoder", "upsampler_64", "upsampler_256"]
     assert made.images.shape == (4, 3, 256, 256) and made.images is made.stages[256] and list(made.stages) == [16, 64, 256]
     assert made.images.dtype == torch.float32 and made.images.abs().max() <= 1
     assert made.captions == ("a red heart", "a red heart", "a cat with a hat", "a cat with a hat")
@@ -78,11 +80,11 @@ def test_a_picture_of_a_batch_is_made_again_alone(pipe: UnCLIP, made: Generation
 def test_chunks_bound_the_memory_and_change_nothing(pipe: UnCLIP, made: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[int]] = {"prior": [], "decoder": []}
     for name, sizes in seen.items():
-        part = pipe.parts[name]
+        part = pipe.components[name]
         run = part.sample
         monkeypatch.setattr(part, "sample", lambda *a, run=run, sizes=sizes, **k: sizes.append(len(k["noise"])) or run(*a, **k))
     monkeypatch.setattr(unclip.pipelines.cascade, "PIXELS_AT_ONCE", 3 * 16 * 16)
-    monkeypatch.setattr(unclip.pipelines.unclip, "EMBEDDINGS_AT_ONCE", 2)
+    monkeypatch.setattr(unclip.pipelines.candidates, "AT_ONCE", 2)
     told: list[tuple[str, int, int]] = []
 
     def callback(step: Step) -> None:
@@ -101,7 +103,7 @@ def test_settings_of_a_stage_leave_the_others_alone(pipe: UnCLIP, made: Generati
     calls: dict[str, int] = {}
     hooks = [
         part.network.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
-        for name, part in pipe.parts.items()
+        for name, part in pipe.components.items()
         if name != "clip"
     ]
     ask = {"captions": CAPTIONS[:2], "n": 2, "seed": 5, "first": 7, "size": 64}
@@ -263,7 +265,7 @@ def test_settings_of_a_wrong_kind_are_refused(pipe: UnCLIP, monkeypatch: pytest.
             ({"prior": ARSampling()}, "prior: ARSampling.* is no Sampling"),
             ({"prior": 5}, "prior: 5 is no Sampling"),
             ({"decoder": 5}, "decoder: 5 is no Sampling"),
-            ({"decoder": {"steps": 5}}, "decoder: {'steps': 5} is no Sampling, which tells how this part samples"),
+            ({"decoder": {"steps": 5}}, "decoder: {'steps': 5} is no Sampling, which tells how this component samples"),
             ({"upsamplers": two}, "Sampling.* for 2 upsamplers; give a list, one each"),
             ({"upsamplers": [two, 5]}, "upsamplers: 5 is no Sampling"),
             ({"seed": 1.7}, "seed is 1.7; it must be a whole number"),
@@ -387,7 +389,7 @@ def test_generating_is_for_evaluation_and_leaves_the_global_generator_alone() ->
     pipe = UnCLIP(**parts)
     made = pipe.generate("two dogs", size=16)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not any(module.training for part in pipe.parts.values() for module in part.modules())
+    assert not any(module.training for part in pipe.components.values() for module in part.modules())
     assert not made.images.requires_grad and not made.latent.image_embed.requires_grad
 
 
@@ -403,7 +405,7 @@ def test_another_prior_in_the_same_pipeline(tmp_path: Path) -> None:
     again = other.with_prior(tmp_path / "same")
     assert again.candidates == 2
     assert torch.equal(again.generate(tiny.CAPTIONS[:1], size=16).images, own.images)
-    with pytest.raises(ValueError, match="no part 'ar_prior'"):
+    with pytest.raises(ValueError, match="no component 'ar_prior'"):
         pipe.with_prior(tmp_path / "same", part="ar_prior")
 
     tiny.pipeline(clip=tiny.clip(seed=9)).save_pretrained(tmp_path / "stranger")
