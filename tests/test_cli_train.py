@@ -119,6 +119,23 @@ def test_another_training_in_a_begun_folder_is_refused_with_what_has_changed(mon
     assert "has done 2 steps already, more than the 1 asked for" in told
 
 
+def test_the_home_folder_by_its_sign_everywhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python, a configuration and --option=~/x leave it: no shell has replaced it."""
+    monkeypatch.setenv("HOME", str(place))
+    name = file("at_home", "prior", clip="~/model", data={"source": "~/pictures"})
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    call("train", "~/at_home.json", "--run=~/runs/at_home")
+    assert "continuing" in call("train", "~/at_home.json", "train.steps=3", "--run=~/runs/at_home")
+    record = json.loads((place / "runs/at_home/training.json").read_text())
+    assert record["data"]["source"] == f"{place}/pictures" and record["clip"] == f"{place}/model"
+    assert load_ema("~/runs/at_home").keys() == load_ema(place / "runs/at_home").keys() and len(read_log("~/runs/at_home")) == 3
+    assert "at_home: step 3" in call("report", "~/runs/at_home")
+    call("assemble", "~/assembled", "--clip=~/model", "--prior=~/runs/at_home", "--decoder=~/model:decoder")
+    call("train", "~/at_home.json", "start=~/runs/at_home", "--run=~/runs/further")
+    assert "parameters" in call("plan", "~/at_home.json") and list(Path().iterdir()) == [] and name
+
+
 def test_the_same_command_goes_on() -> None:
     name = file("going", "prior")
     call("train", name, "train.steps=1", "train.decay=constant", "--run", "runs/halves")

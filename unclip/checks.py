@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,16 @@ def check_int(name: str, value: Any, least: int | None = None, what: str = "") -
         within = "" if least is None else f" of at least {least}"
         raise ValueError(f"{name} is {value!r}; it must be a whole number{within}{what and f': {what}'}")
     return number
+
+
+def path_of(value: Any) -> Path:
+    """A path, "~" being the home folder; ValueError for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"a path is expected, as text or pathlib.Path, not {value!r}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(value)!r} begins with a home folder that is not known here") from None
 
 
 def dtype_of(value: Any) -> torch.dtype:

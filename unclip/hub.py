@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .checks import path_of
 from .config import visible
 
 CONFIG, INDEX = "config.json", "unclip.json"
@@ -23,9 +24,9 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         folder = SHIPPED / str(source)
     else:
         try:
-            folder = Path(source).expanduser()
+            folder = path_of(source)
             there = folder.is_dir()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte in it, no such home
+        except (OSError, ValueError) as error:  # too long, a zero byte in it, no such home
             raise ValueError(f"no model {visible(source)!r}: {getattr(error, 'strerror', None) or error}") from None
         if not there:
             return _from_hub(str(source), revision, shipped)

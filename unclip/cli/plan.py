@@ -46,11 +46,12 @@ def plan_of(training: Training, cards: int, card: str = "A100", utilisation: flo
 
 def teacher(source: str) -> CLIP:
     """The fake CLIP of a training; that of a run which is not there yet, as runs/paper.clip, is as large as its recipe says."""
+    from unclip.checks import path_of
     from unclip.clip import CLIP, CLIPConfig
     from unclip.runs import recipes
     from unclip.runs.plan import fake, fake_clip
 
-    if not Path(source).exists():
+    if not path_of(source).exists():
         known = recipes.functions()
         for name in (folder for folder in Path(source).parts if folder in known):
             config = recipes.find(name).model

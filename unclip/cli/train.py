@@ -72,11 +72,12 @@ def train(
 ) -> None:
     """Train a stage; the same command goes on where a run was cut off.  Several processes: torchrun -m unclip.cli train ..."""
     with Errors("compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"):
+        from unclip.checks import path_of
         from unclip.runs.recipes import load
 
         training = load(what).override(*(settings or []))
         training = training if start is None else training.replace(start=start)
-        folder = run or Path("runs") / what.removesuffix(".json").rpartition("/")[2]
+        folder = path_of(run or Path("runs") / what.removesuffix(".json").rpartition("/")[2])
         if show:
             typer.echo(training.to_json(), nl=False)
         elif overfit is None:
@@ -187,12 +188,14 @@ def _device() -> Any:
 
 def _metadata(source: str) -> dict[str, Any]:
     """Where a component comes from: a run tells its training and how it ended."""
+    from unclip.checks import path_of
     from unclip.runs.components import RECORD
     from unclip.training import read_log
 
     metadata: dict[str, Any] = {"from": source}
-    if (Path(source) / RECORD).is_file():
-        record = json.loads((Path(source) / RECORD).read_text())
+    run = path_of(source)
+    if (run / RECORD).is_file():
+        record = json.loads((run / RECORD).read_text())
         # Its component has its config; where its maker's files lie is nobody's business.
         metadata["training"] = {key: _bare(value) for key, value in record.items() if key != "model"}
         rows = [row for row in read_log(source) if "loss" in row and "event" not in row]

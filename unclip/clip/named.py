@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unclip.building import fill
+from unclip.checks import path_of
 from unclip.config import visible
 from unclip.weights import Lazy, lazily, named, tree
 from unclip.weights.folder import plain_names
@@ -32,6 +33,8 @@ OPENAI = {"input_resolution", "context_length", "vocab_size"}  # what OpenAI's o
 def named_clip(source: str) -> CLIPConfig:
     """What "open_clip:NAME:TAG" means, and the other `WAYS`; ValueError where it names no weights, with those there are."""
     name = source.removeprefix(OPEN_CLIP)
+    if name.startswith("local-dir:"):
+        name = f"local-dir:{path_of(name.removeprefix('local-dir:'))}"
     if name.startswith(REPOSITORIES):
         return CLIPConfig(name=name, pretrained="default")
     name, _, weights = name.partition(":")

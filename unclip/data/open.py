@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from unclip.checks import path_of
 from unclip.config import Config
 from unclip.files import regular_file
 
@@ -72,7 +73,7 @@ class DataConfig(DataSpec, frozen=True, kw_only=True):
     def embedded(self) -> bool:
         if not isinstance(self.source, str):
             return all(one.embeddings is not None for one in self.source)
-        return self.embeddings is not None or (Path(self.source) / INDEX).is_file() or self.source.endswith(".safetensors")
+        return self.embeddings is not None or (path_of(self.source) / INDEX).is_file() or self.source.endswith(".safetensors")
 
     def placed(self, place: Callable[[str], str]) -> DataConfig:
         def at(name: str | None) -> str | None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unclip.checks import path_of
 from unclip.files import write_files
 from unclip.metrics import principal
 from unclip.weights import header, read_tensors, to_bytes
@@ -61,7 +62,7 @@ class PCA:
         """ValueError when the file holds no components, or is damaged."""
         try:
             metadata = header(path).metadata
-            tensors = read_tensors(Path(path), {})
+            tensors = read_tensors(path_of(path), {})
         except ValueError as error:
             raise ValueError(f"{path} cannot be read as principal components: {error}") from None
         if metadata.get("format") != FORMAT:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeGuard, ru
 import torch
 from torch import Tensor
 
+from unclip.checks import path_of
 from unclip.clip.preprocess import fit_square
 from unclip.contracts import accepts
 from unclip.data.images import load_image
@@ -198,7 +199,7 @@ def _frames(image: ImageLike) -> int:
     if isinstance(image, Image.Image):
         return int(getattr(image, "n_frames", 1))
     try:
-        with Image.open(image) as file:
+        with Image.open(path_of(image)) as file:
             return int(getattr(file, "n_frames", 1))
     except Exception:  # load_image says what is wrong with it
         return 1
@@ -219,6 +220,6 @@ def _is_caption(source: object) -> TypeGuard[str]:
     # The ending may be mistyped too, but "e.g" has one as well, and so has a sentence.
     ends_like_a_file = 2 < len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal() and " " not in source
     try:
-        return not (known or ends_like_a_file or (source and Path(source).exists()))  # "" is a caption, and the folder "."
+        return not (known or ends_like_a_file or (source and path_of(source).exists()))  # "" is a caption, and the folder "."
     except OSError:  # longer than a path can be
         return True

@@ -8,6 +8,7 @@ from typing import Any
 
 from unclip import checkpoint
 from unclip.checkpoint import Component
+from unclip.checks import path_of
 from unclip.clip import CLIP
 from unclip.clip.named import OPEN_CLIP, named_clip
 from unclip.files import read_json
@@ -37,7 +38,7 @@ def open_component(source: str, name: str | None = None) -> Component[Any]:
     pipeline's component, as "emoji:prior"; `name` is the one to take where the source names none.
     """
     source, name = split_name(source, name)
-    folder = Path(source)
+    folder = path_of(source)
     if (folder / MODEL / checkpoint.CONFIG).is_file() or (folder / RECORD).is_file():
         component = _load(folder / MODEL) if (folder / MODEL).is_dir() else averaged(folder)
         if (folder / IDENTITY).is_file():
@@ -60,7 +61,7 @@ def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
     None: the class is not on record, as in pipelines of other packages.
     """
     place, component = split_name(source, name)
-    folder = Path(place)
+    folder = path_of(place)
     for config in (folder / MODEL / checkpoint.CONFIG, folder / checkpoint.CONFIG):
         if config.is_file() and not (folder / checkpoint.INDEX).is_file():
             return source, checkpoint.Record.load(config).kind
@@ -78,7 +79,7 @@ def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
 
 def split_name(source: str, name: str | None = None) -> tuple[str, str | None]:
     """ "emoji:upsampler_256" -> its two halves; the second is `name` where the source names none."""
-    if not Path(source).exists() and ":" in source:
+    if not path_of(source).exists() and ":" in source:
         source, _, name = source.rpartition(":")
     return source, name
 
@@ -88,7 +89,8 @@ def averaged(run: str | Path) -> Component[Any]:
 
     What is measured after training, as a prior's analytic variance, it does not have yet.
     """
-    training, state = Training.load(Path(run) / RECORD), newest(Path(run), only=())
+    run = path_of(run)
+    training, state = Training.load(run / RECORD), newest(run, only=())
     if state is None:
         raise ValueError(f"{run} holds no complete training state: nothing was saved yet")
     config = training.model if training.model is not None else open_component(str(training.start)).config

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from unclip.checks import path_of
+
 from .names import UnknownName
 from .training import Training
 
@@ -31,7 +33,7 @@ def find(name: str) -> Training:
 
 def load(source: str) -> Training:
     """A training by its JSON file or by the name of a recipe."""
-    if not source.endswith(".json") and not Path(source).is_file():
+    if not source.endswith(".json") and not path_of(source).is_file():
         return find(source)
     try:
         return Training.load(source)

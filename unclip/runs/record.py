@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 
 from unclip import checkpoint
+from unclip.checks import path_of
 from unclip.clip.named import OPEN_CLIP, placed
 from unclip.files import write_files
 
@@ -21,7 +21,7 @@ COMPARED = ("model", "start", "clip", "task", "data")  # and of `train` what cha
 
 def write(training: Training, run: Path) -> None:
     """With absolute paths, so that it says the same from everywhere."""
-    write_files([(run / RECORD, _placed(training, os.path.abspath).to_json().encode())])
+    write_files([(run / RECORD, _placed(training, lambda path: str(path_of(path).absolute())).to_json().encode())])
 
 
 def begin(training: Training, run: Path) -> None:
@@ -66,7 +66,7 @@ def _states(run: Path) -> list[Path]:
 
 def _flat(training: Training) -> dict[str, Any]:
     """What is compared, by name: {"data.source": ...}."""
-    tree = _placed(training, os.path.realpath).tree()
+    tree = _placed(training, lambda path: str(path_of(path).resolve())).tree()
     flat: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
@@ -87,7 +87,7 @@ def _clipped(flat: dict[str, Any], name: str) -> str:
 
 
 def _holds_components(folder: str) -> bool:
-    return any((Path(folder) / name).exists() for name in (checkpoint.INDEX, checkpoint.CONFIG, MODEL, RECORD))
+    return any((path_of(folder) / name).exists() for name in (checkpoint.INDEX, checkpoint.CONFIG, MODEL, RECORD))
 
 
 def _placed(training: Training, path: Callable[[str], str]) -> Training:

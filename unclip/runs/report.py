@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unclip.checks import path_of
 from unclip.training.evaluation import cost, judge
 from unclip.training.log import read_log
 
@@ -53,7 +54,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> str:
         raise ValueError(f"curves are written as PNG, and {output} does not end in .png: name it {output.with_suffix('.png')}")
     if not runs:
         raise ValueError("no run was given: name one or more run folders")
-    curves = [read(run, name) for run, name in zip(runs, _names([Path(run) for run in runs]))]
+    curves = [read(run, name) for run, name in zip(runs, _names([path_of(run) for run in runs]))]
     text = "\n\n".join(describe(one) for one in curves)
     if output is not None:
         _write(output, draw(curves))
@@ -69,7 +70,7 @@ def read(run: str | Path, name: str | None = None) -> Curves:
     validated = [row for row in rows if row.get("event") in VALIDATED]
     events = [row for row in rows if row.get("event") not in (None, *VALIDATED)]
     return Curves(
-        name or Path(run).resolve().name,
+        name or path_of(run).resolve().name,
         _curves(lines),
         _curves(validated),
         [row["step"] for row in events if row["event"] == "skipped"],

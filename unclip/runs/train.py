@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unclip.checks import path_of
 from unclip.training import train as run
 
 from . import record
@@ -21,7 +22,7 @@ def train(training: Training, run_dir: str | Path, device: Any = "cpu", say: Cal
     device: of the frozen CLIP; the loop takes accelerate's.  Of several processes the main one talks and writes.
     ValueError: the folder holds another training, or something in it does not fit.
     """
-    run_dir, main = Path(run_dir), int(os.environ.get("RANK", "0")) == 0
+    run_dir, main = path_of(run_dir), int(os.environ.get("RANK", "0")) == 0
     record.refuse_other(training, run_dir)
     built = build(training, device, say if main else _silent)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unclip.checks import path_of
 from unclip.types import Losses
 
 
@@ -165,7 +166,7 @@ class Log:
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's log, but for a last one that is not whole.  ValueError: another one cannot be read."""
-    path = Path(run_dir) / "log.jsonl"
+    path = path_of(run_dir) / "log.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):

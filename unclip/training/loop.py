@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unclip.checks import path_of
 from unclip.data.order import Data, indices, slice_for
 from unclip.randomness import Noise
 from unclip.trees import move
@@ -56,7 +57,7 @@ def train(
     """
     from accelerate import Accelerator
 
-    run_dir = Path(run_dir)
+    run_dir = path_of(run_dir)
     accelerator = Accelerator(mixed_precision="no")  # the precision is the config's: a plain autocast, in Backward
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     _refuse_strangers(world)

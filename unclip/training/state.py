@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from unclip.checks import path_of
 from unclip.files import sync
 from unclip.weights import sha256_of, write_tensors
 from unclip.weights.tensors import in_order
@@ -121,7 +122,8 @@ def load_ema(run_dir: str | Path, decay: float | None = None, best: bool = False
 
     decay: which average, of a run with several; None = the first.
     """
-    state = newest(Path(run_dir), only=())
+    run_dir = path_of(run_dir)
+    state = newest(run_dir, only=())
     if state is None:
         raise ValueError(f"{run_dir} holds no complete training state: no run folder, or nothing was saved yet")
     config = TrainConfig.from_json(state.values["config"], source=f"the config of the state in {run_dir}")
@@ -131,7 +133,7 @@ def load_ema(run_dir: str | Path, decay: float | None = None, best: bool = False
         if not state.values.get("best"):
             raise ValueError(f"{run_dir} kept no best state: its config's `best` is {config.best!r}, or no validation came yet")
         step = state.values["best"]["step"]
-    folder = Path(run_dir) / "state" / f"step-{step:08d}"
+    folder = run_dir / "state" / f"step-{step:08d}"
     index, problem = _read_index(folder)
     if problem:
         raise ValueError(f"the best state of {run_dir}, {folder.name}, is broken: {problem}")
