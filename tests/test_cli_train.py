@@ -22,7 +22,7 @@ from unclip import CLIP, DiffusionPrior, UnCLIP
 from unclip.cli import app
 from unclip.cli.common import Errors
 from unclip.cli.starters import starter
-from unclip.cli.train import _story
+from unclip.cli.train import _metadata
 from unclip.config import Config
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.data.open import open_data
@@ -327,7 +327,7 @@ def test_another_training_does_not_go_on_in_the_same_folder(place: Path, tmp_pat
     call("train", name, *run)
     record = tmp_path / "run" / "training.json"
     assert Training.load(record).data.source == str(place / "pictures")
-    assert _story(str(tmp_path / "run"))["training"]["data"]["source"] == "pictures"  # a model given away tells no folders
+    assert _metadata(str(tmp_path / "run"))["training"]["data"]["source"] == "pictures"  # a model given away tells no folders
     written = record.read_bytes()
     told = call("train", name, "data.source=copies", "model.text_drop=0.2", *run, code=2)
     assert f'data.source: "{place}/pictures" -> "{place}/copies"' in told and "model.text_drop: 0.1 -> 0.2" in told
