@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.emoji.data.emoji_data import EmojiData
-from experiments.emoji.evaluation.evaluate import by_hash
+from experiments.emoji.evaluation.measure import by_hash
 from unclip.images import to_pil
 from unclip.pipelines.unclip import UnCLIP
 
