@@ -43,7 +43,7 @@ from benchmarks.dalle2_pytorch.settings import (
 from benchmarks.dalle2_pytorch.tables import OURS, THEIRS
 from prior import DiffusionPrior
 from unclip.data.files import cache_folder
-from unclip.nn.unet import Block, UNet
+from unclip.nn.unet import ResidualBlock, UNet
 from unclip.runs.recipes import find
 
 # Ours
@@ -174,7 +174,7 @@ def test_equal_rows_are_equal() -> None:
     assert counts["equal width and parameters", "prior"] == pytest.approx(24.8, rel=0.05)
     unet = find("emoji.decoder").override(*PAIRS[2].ours.changes).model.unet
     with torch.device("meta"):
-        blocks = sum(isinstance(module, Block) for module in UNet(unet).modules())
+        blocks = sum(isinstance(module, ResidualBlock) for module in UNet(unet).modules())
     assert blocks == 21 and unet.channels == PAIRS[2].theirs.net["dim"]  # theirs has as many ResnetBlocks
     assert find("emoji.prior").override(*PAIRS[0].ours.changes).model.network.transformer.layers == PAIRS[0].theirs.net["depth"]
 

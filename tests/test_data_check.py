@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_data
 
-from unclip.data.check import CheckReport, Spread, check
+from unclip.data.check import CheckReport, Quantiles, check
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +46,11 @@ def test_a_folder_is_told_about(tmp_path: Path, threads: int) -> None:
     assert (report.samples, report.readable) == (4 + bad, 4)
     assert report.bytes == sum(p.stat().st_size for p in folder.iterdir() if p.suffix != ".txt" and p.stem != "lonely")
     assert report.formats == {"png": 3 + bad, "jpeg": 1}
-    assert report.short_side == Spread(least=3, median=4, most=5) and report.long_side == Spread(least=5, median=6, most=9)
+    assert report.short_side == Quantiles(least=3, median=4, most=5) and report.long_side == Quantiles(least=5, median=6, most=9)
     # Captions of broken pictures are not counted: nothing is trained on them.
     assert (report.captions, report.blank_captions, report.same_captions) == (5, 1, 2)
-    assert report.captions_per_picture == Spread(least=1, median=1, most=2)
-    assert report.caption_length == Spread(least=0, median=3, most=9)
+    assert report.captions_per_picture == Quantiles(least=1, median=1, most=2)
+    assert report.caption_length == Quantiles(least=0, median=3, most=9)
     assert report.duplicates == [["a", "c"]]
     assert report.left_out == {"pictures have no caption": ["lonely"]}
     assert set(report.broken) == set(tiny_data.BROKEN) and not report.fine

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from unclip.cli.data import app
-from unclip.data.check import Spread, check
+from unclip.data.check import Quantiles, check
 from unclip.data.embed import embed
 from unclip.data.folder import Folder
 from unclip.data.mix import Mix
@@ -223,7 +223,7 @@ def test_check_counts_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "cats" / "c.png").write_bytes(b"oh")
     report = check(folder, labels="folder")
     assert report.classes == {"cats": 1, "dogs": 1, "owls": 2} and report.samples == 5 and report.captions == 0
-    assert Spread.of(report.classes.values()) == Spread(least=1, median=1, most=2)
+    assert Quantiles.of(report.classes.values()) == Quantiles(least=1, median=1, most=2)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["check", "a", "--labels", "folder"])
     assert done.exit_code == 1 and "a: 5 labelled pictures, 4 readable" in done.output

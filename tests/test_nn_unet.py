@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, group_norm, linear, silu
 
 from unclip.nn.embeddings import TimestepEmbedding
-from unclip.nn.unet import Attention, Block, UNet, UNetConfig
+from unclip.nn.unet import ResidualBlock, SpatialAttention, UNet, UNetConfig
 
 SMALL = UNetConfig(channels=32, depth=1, multiple=(1, 2), attention=(1,), head_channels=16)
 CONTEXT = 24
@@ -105,10 +105,10 @@ def test_bad_configs_are_refused(changes, message):
         make(**changes)
 
 
-# Attention
+# SpatialAttention
 
 
-def by_hand(layer: Attention, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+def by_hand(layer: SpatialAttention, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Joint attention of one row, head by head and pixel by pixel, over context keys first, then pixels."""
     width, dim = x.shape[0], x.shape[0] // layer.heads
     normed = group_norm(x[None], 32, layer.norm.weight, layer.norm.bias)[0].flatten(1).T  # (pixels, width)
@@ -126,7 +126,7 @@ def by_hand(layer: Attention, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor
 
 @torch.no_grad()
 def test_attention_is_one_softmax_over_context_and_pixels():
-    layer, x, tokens = fill(Attention(64, 16, 24)), random(2, 64, 2, 3), random(2, 5, 24, seed=2)
+    layer, x, tokens = fill(SpatialAttention(64, 16, 24)), random(2, 64, 2, 3), random(2, 5, 24, seed=2)
     mask = torch.tensor([[True, False, True, True, False], [False, True, True, False, False]])
     out = layer(x, layer.context(tokens), mask)
     expected = torch.stack([by_hand(layer, *row) for row in zip(x, tokens, mask)])
@@ -159,8 +159,8 @@ def test_context_is_encoded_once_and_each_layer_gets_its_own():
     net = make(depth=2, multiple=(1, 2, 2), attention=(1, 2))
     _, emb, context = inputs(net)
     assert context is not None and len(context) == 2 * 2 + 1 + 2 * 3
-    seen: list[tuple[Attention, Tensor]] = []
-    layers = [module for module in net.modules() if isinstance(module, Attention)]
+    seen: list[tuple[SpatialAttention, Tensor]] = []
+    layers = [module for module in net.modules() if isinstance(module, SpatialAttention)]
     for layer in layers:
         layer.register_forward_pre_hook(lambda module, args: seen.append((module, args[1])))
     tokens, x = random(2, 5, 24, seed=3), random(2, 3, 8, 12)
@@ -189,7 +189,7 @@ def test_attention_stands_where_the_config_says(level):
     net = make(depth=2, multiple=(1, 2), attention=(level,), head_channels=32)
     sides: list[int] = []
     for module in net.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, SpatialAttention):
             module.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
     x, emb, context = inputs(net, 1, 8, 8)
     net(x, emb, context)
@@ -222,7 +222,7 @@ def resampled(x: Tensor, kind: str) -> Tensor:
 @pytest.mark.parametrize("modulation", ["scale_shift", "add"])
 def test_a_block_is_its_formula(resample, modulation):
     width_in, width = (64, 64) if resample != "none" else (64, 96)
-    block = fill(Block(SMALL.replace(modulation=modulation), width_in, width, False, resample)).eval()
+    block = fill(ResidualBlock(SMALL.replace(modulation=modulation), width_in, width, False, resample)).eval()
     x, emb = random(2, width_in, 4, 6), random(2, 128, seed=2)
     h = conv(block.conv1, resampled(silu(norm(block.norm1, x)), resample))  # the main branch is resampled after norm and SiLU
     modulating = linear(emb, block.emb.weight, block.emb.bias)[:, :, None, None]
@@ -241,7 +241,7 @@ def test_an_untrained_block_only_resamples():
     x, emb = random(1, 32, 4, 6), random(1, 128)
     kinds = {"none": x, "down": avg_pool2d(x, 2), "up": resampled(x, "up")}
     for resample, expected in kinds.items():
-        assert torch.allclose(Block(SMALL, 32, 32, True, resample)(x, emb, None), expected, atol=1e-6)
+        assert torch.allclose(ResidualBlock(SMALL, 32, 32, True, resample)(x, emb, None), expected, atol=1e-6)
 
 
 def test_dropout_acts_in_training_only():
@@ -305,7 +305,7 @@ def test_gradient_reaches_every_parameter(changes):
 
 
 def blocks_of(reference: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """(ResnetBlock2D, Attention or None) of a diffusers UNet in the order of our blocks."""
+    """(ResnetBlock2D, SpatialAttention or None) of a diffusers UNet in the order of our blocks."""
     for part in (*reference.down_blocks, reference.mid_block, *reference.up_blocks):
         attentions = list(getattr(part, "attentions", []))
         for i, resnet in enumerate(part.resnets):

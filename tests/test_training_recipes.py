@@ -17,7 +17,7 @@ from unclip.cli import app
 from unclip.data.spec import DataSpec
 from unclip.runs import Training, open_component
 from unclip.runs.components import RECORD
-from unclip.runs.names import UnknownName, named
+from unclip.runs.names import UnknownName, class_named
 from unclip.runs.recipes import find, functions, load
 
 MODULE = """
@@ -169,8 +169,8 @@ def test_a_file_may_name_classes_of_recipes_that_nobody_has_imported(toy: Path, 
     file = toy / "curve.json"
     file.write_text(json.dumps({"model": {"class": "Curve"}, "data": data, "train": train}))
     with pytest.raises(UnknownName, match="no component 'Curve'"):
-        named("Curve", Component)
-    assert load(str(file)).name == "Curve" and named("CurveData", DataSpec).__name__ == "CurveData"
+        class_named("Curve", Component)
+    assert load(str(file)).name == "Curve" and class_named("CurveData", DataSpec).__name__ == "CurveData"
 
 
 def test_mistakes_are_one_line(toy: Path) -> None:

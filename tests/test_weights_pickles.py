@@ -20,7 +20,7 @@ import torch
 from tensors import STATE, random, read, same
 from torch import nn
 
-from unclip.weights import Foreign, in_file, named, tree
+from unclip.weights import Foreign, in_file, tensors_by_name, tree
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_what_a_trainer_left_beside_the_weights_does_no_harm(tmp_path: Path) -> 
     mark = tmp_path / "ran"
     torch.save({"state_dict": STATE, "hyper_parameters": Bomb(os.system, f"touch {mark}")}, tmp_path / "x.ckpt")
     saved = tree(tmp_path / "x.ckpt")
-    assert same(read(named(saved["state_dict"], "x")), STATE)
+    assert same(read(tensors_by_name(saved["state_dict"], "x")), STATE)
     assert isinstance(saved["hyper_parameters"], Foreign) and saved["hyper_parameters"].name == "system"
     assert not mark.exists()
 
@@ -132,7 +132,7 @@ def test_pickles_cannot_change_what_others_get(tmp_path: Path) -> None:
         build = b"c" + module.encode() + b"\n" + name.encode() + b"\n}(S'__defaults__'\nNS'marked'\nI1\nub."
         path = zipped(build, tmp_path / "x.ckpt")
         try:
-            named(tree(path), str(path))
+            tensors_by_name(tree(path), str(path))
         except ValueError as error:
             assert "no tensor" in str(error) or "cannot be read" in str(error)
     assert not hasattr(OrderedDict, "marked") and not hasattr(Foreign, "marked") and not hasattr(os.system, "marked")
@@ -227,7 +227,7 @@ def test_legacy_files(tmp_path: Path) -> None:
     state = {**STATE, "part": base[2:4, 1:3], "turned": base.t(), "flags": torch.tensor([True, False]), "half": base.bfloat16()}
     legacy({"state_dict": state, "epoch": 3}, tmp_path / "x.ckpt")
     saved = tree(tmp_path / "x.ckpt")
-    assert saved["epoch"] == 3 and same(read(named(saved["state_dict"], "x")), state)
+    assert saved["epoch"] == 3 and same(read(tensors_by_name(saved["state_dict"], "x")), state)
 
 
 def test_damaged_legacy_files(tmp_path: Path) -> None:

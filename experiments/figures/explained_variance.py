@@ -63,9 +63,9 @@ def effective_rank(variances: torch.Tensor) -> torch.Tensor:
 
 def load(folder: Path) -> CLIP:
     """A saved CLIP, or that of a run."""
-    from unclip.runs import open_clip
+    from unclip.runs import load_clip
 
-    return open_clip(str(folder))
+    return load_clip(str(folder))
 
 
 def plot(curves: dict[str, list[float]]) -> bytes:

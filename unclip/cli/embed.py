@@ -36,7 +36,7 @@ def embed(
         from unclip.data.open import open_source
         from unclip.data.reader import Reader
         from unclip.data.source import Source as DataSource
-        from unclip.runs import open_clip
+        from unclip.runs import load_clip
 
         if dtype not in ("float32", "float16"):
             raise ValueError(f"no dtype {dtype!r}; embeddings are stored in float32 or float16")
@@ -49,7 +49,7 @@ def embed(
             raise ValueError(f"{source} holds embeddings already; give the pictures")
         data = Reader(opened, None)
         place = device_of(device)
-        clip = open_clip(model).to(place)
+        clip = load_clip(model).to(place)
         disable = True if rank else None
         with tqdm(desc="embed", total=-(-len(data) // world), unit="picture", file=sys.stderr, disable=disable) as bar:
             done = run(

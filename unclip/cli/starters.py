@@ -28,7 +28,7 @@ from unclip.diffusion.schedule import ScheduleConfig
 from unclip.files import write_files
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
-from unclip.runs import Training, open_clip
+from unclip.runs import Training, load_clip
 from unclip.runs.components import describe
 from unclip.runs.names import task_class
 from unclip.sampling import Sampling
@@ -61,7 +61,7 @@ def starter(
     """
     chosen = STARTERS[stage]
     used = (clip or "emoji") if chosen.taught else None
-    model = chosen.model(scale, open_clip(used) if used else None, size)
+    model = chosen.model(scale, load_clip(used) if used else None, size)
     task = task_class(None, chosen.component).config_class
     return Training(
         model=None if start else model,

@@ -109,7 +109,7 @@ def assemble(
         from unclip.checks import dtype_of
         from unclip.pipelines.cascade import Cascade
         from unclip.pipelines.unclip import UnCLIP
-        from unclip.runs import open_clip, open_component
+        from unclip.runs import load_clip, open_component
         from unclip.types import Decoder, Prior, Upsampler
 
         kind = dtype_of(dtype)
@@ -137,7 +137,7 @@ def assemble(
         if clip is None:
             Cascade(drawing, uppers, **options).save_pretrained(folder, kind)
         else:
-            UnCLIP(open_clip(clip), first, drawing, uppers, **options).save_pretrained(folder, kind, ar_prior=second)
+            UnCLIP(load_clip(clip), first, drawing, uppers, **options).save_pretrained(folder, kind, ar_prior=second)
         typer.echo(folder)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from unclip.building import fill
 from unclip.checks import path_of
 from unclip.config import visible
-from unclip.weights import Lazy, lazily, named, tree
+from unclip.weights import Lazy, lazily, tensors_by_name, tree
 from unclip.weights.folder import plain_names
 
 from .config import CLIPConfig
@@ -163,7 +163,7 @@ def _read(path: Path) -> dict[str, Lazy]:
     saved = tree(path)
     if isinstance(saved, dict):
         saved = next((saved[name] for name in HELD_IN if isinstance(saved.get(name), dict)), saved)
-    return plain_names(named(saved, str(path)), str(path))
+    return plain_names(tensors_by_name(saved, str(path)), str(path))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from prior import DiffusionPrior
 from unclip.checkpoint import Stored
 from unclip.clip.encoder import CLIP
 from unclip.nn.transformer import TransformerConfig
-from unclip.weights import Lazy, named, tree
+from unclip.weights import Lazy, tensors_by_name, tree
 from upsamplers import Upsampler
 
 from . import clip as clips
@@ -87,7 +87,7 @@ def _weights(path: Path) -> dict[str, Lazy]:
     saved = tree(path)
     if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
         raise ValueError(f"{path} is no checkpoint of Karlo's: expected a dictionary with 'state_dict'")
-    return named(saved["state_dict"], str(path))
+    return tensors_by_name(saved["state_dict"], str(path))
 
 
 def _shape(source: Mapping[str, Lazy], name: str, where: Path, dimensions: int = 2) -> tuple[int, ...]:
@@ -97,12 +97,12 @@ def _shape(source: Mapping[str, Lazy], name: str, where: Path, dimensions: int =
 
 
 def _clip(path: Path) -> Recipe:
-    source = named(tree(path), str(path))
+    source = tensors_by_name(tree(path), str(path))
     return Recipe(CLIP, clips.openai(source, str(path)), clips.OPENAI, source, str(path), clips.IGNORED)
 
 
 def _prior(path: Path, statistics_path: Path) -> Recipe:
-    source, stats = _weights(path), named(tree(statistics_path), str(statistics_path))
+    source, stats = _weights(path), tensors_by_name(tree(statistics_path), str(statistics_path))
     if sorted(stats) != ["0", "1"]:
         raise ValueError(f"{statistics_path} must hold two tensors, mean and std; it holds {', '.join(stats) or 'none'}")
     _, positions, width = _shape(source, "model.positional_embedding", path, 3)

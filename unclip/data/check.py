@@ -21,7 +21,7 @@ from .shards import Shards
 from .source import LONGEST_NAME, Source, listed
 
 
-class Spread(Config, frozen=True, kw_only=True):
+class Quantiles(Config, frozen=True, kw_only=True):
     """Smallest, median and largest of some numbers."""
 
     least: int
@@ -29,7 +29,7 @@ class Spread(Config, frozen=True, kw_only=True):
     most: int
 
     @classmethod
-    def of(cls, values: Iterable[int]) -> Spread | None:
+    def of(cls, values: Iterable[int]) -> Quantiles | None:
         ordered = sorted(values)
         return cls(least=ordered[0], median=ordered[len(ordered) // 2], most=ordered[-1]) if ordered else None
 
@@ -45,11 +45,11 @@ class CheckReport(Config, frozen=True, kw_only=True):
     readable: int
     bytes: int  # of all picture files
     formats: dict[str, int]  # by suffix
-    short_side: Spread | None
-    long_side: Spread | None
+    short_side: Quantiles | None
+    long_side: Quantiles | None
     captions: int
-    captions_per_picture: Spread | None
-    caption_length: Spread | None
+    captions_per_picture: Quantiles | None
+    caption_length: Quantiles | None
     blank_captions: int
     same_captions: int  # captions that another one equals already
     duplicates: list[list[str]]  # keys of pictures with equal bytes
@@ -78,7 +78,7 @@ class CheckReport(Config, frozen=True, kw_only=True):
             lines += [f"  their length    {self.caption_length} characters"]
             lines += [f"  blank captions  {self.blank_captions}", f"  same captions   {self.same_captions}"]
         if self.classes:
-            lines += [f"  classes         {len(self.classes)} of {Spread.of(self.classes.values())} pictures"]
+            lines += [f"  classes         {len(self.classes)} of {Quantiles.of(self.classes.values())} pictures"]
             ordered = sorted(self.classes, key=lambda name: -self.classes[name])
             lines += [f"  largest         {listed([f'{name} {self.classes[name]}' for name in ordered])}"]
             lines += [f"  smallest        {listed([f'{name} {self.classes[name]}' for name in reversed(ordered)])}"]
@@ -154,11 +154,11 @@ def _report(name: str, source: Source, seen: Sequence[_Seen]) -> CheckReport:
         readable=sum(one.problem is None for one in seen),
         bytes=sum(one.size for one in seen),
         formats=dict(Counter(one.suffix for one in seen).most_common()),
-        short_side=Spread.of(min(pair) for pair in sides),
-        long_side=Spread.of(max(pair) for pair in sides),
+        short_side=Quantiles.of(min(pair) for pair in sides),
+        long_side=Quantiles.of(max(pair) for pair in sides),
         captions=len(captions),
-        captions_per_picture=Spread.of(len(one.captions) for one in seen if one.captions),
-        caption_length=Spread.of(lengths),
+        captions_per_picture=Quantiles.of(len(one.captions) for one in seen if one.captions),
+        caption_length=Quantiles.of(lengths),
         blank_captions=lengths.count(0),
         same_captions=sum(n - 1 for n in Counter(digest for digest, length in captions if length).values()),
         duplicates=[keys for keys in alike.values() if len(keys) > 1],

@@ -12,10 +12,10 @@ import msgspec
 
 from . import files
 from .files import Stamp
-from .shard_index import Index
+from .shard_index import ShardIndex
 from .shard_labels import Labels
 
-Known = TypeVar("Known", Index, Labels)
+Known = TypeVar("Known", ShardIndex, Labels)
 
 
 def recall(kind: type[Known], shard: str, name: str, now: Stamp) -> Known | None:

@@ -14,7 +14,7 @@ from .sample import MAX_TEXT, read_captions
 from .tar import Member, bundles, read_members
 
 
-class Entry(NamedTuple):
+class SampleEntry(NamedTuple):
     """A picture and what belongs to it: its members' suffixes, and where their bytes begin.  Size 0: there is no such member."""
 
     key: str
@@ -30,22 +30,22 @@ class Entry(NamedTuple):
     class_size: int
 
 
-class Index(Config, frozen=True, kw_only=True):
+class ShardIndex(Config, frozen=True, kw_only=True):
     """`size` and `tag` are those of the shard when it was read; `problem` says where a broken one ends."""
 
     format: Literal["unclip.shard.2"] = "unclip.shard.2"
     size: int
     tag: str
     copied: bool  # it is read from an uncompressed copy in the cache
-    entries: tuple[Entry, ...]
+    entries: tuple[SampleEntry, ...]
     lost: dict[str, tuple[str, ...]]  # what is wrong -> names of what is left out
     problem: str | None
 
 
-def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None = None) -> Index:
+def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None = None) -> ShardIndex:
     """Go through tars of `size` bytes.  Nothing in them is an error: what is broken is told in `problem`, or was before."""
     contents = read_members(file, size)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, SampleEntry] = {}
     lost = contents.lost
     for members in bundles(contents, file):
         grouped = group(members, joins=True)
@@ -59,7 +59,7 @@ def scan(file: Any, size: int, stamped: Stamp, copied: bool, problem: str | None
             name for twins in grouped.twins.values() for name in twins
         )
         lost.setdefault("pictures are of a kind that is not read", []).extend(grouped.unread)
-    return Index(
+    return ShardIndex(
         size=stamped.size,
         tag=stamped.tag,
         copied=copied,
@@ -78,7 +78,7 @@ def _has_none(file: Any, member: Member) -> bool:
         return False
 
 
-def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> Entry:
+def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> SampleEntry:
     def place(name: str | None) -> tuple[int, int]:
         return (members[name].offset, members[name].size) if name is not None else (0, 0)
 
@@ -86,7 +86,7 @@ def _entry(key: str, stem: str, files: Files, members: Mapping[str, Member]) -> 
         return name[len(stem) + 1 :] if name is not None else ""
 
     image, text, record, number = map(place, files)
-    return Entry(key, suffix(files.image), *image, suffix(files.text), *text, *record, *number)
+    return SampleEntry(key, suffix(files.image), *image, suffix(files.text), *text, *record, *number)
 
 
 def _unused(key: str, taken: Collection[str]) -> str:

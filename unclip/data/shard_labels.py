@@ -7,7 +7,7 @@ from typing import Any, Literal
 from unclip.config import Config
 
 from .sample import FOLDER, label_name, read_record, record_captions, record_label
-from .shard_index import Index
+from .shard_index import ShardIndex
 
 
 class Labels(Config, frozen=True, kw_only=True):
@@ -20,7 +20,7 @@ class Labels(Config, frozen=True, kw_only=True):
     captioned: bool  # whether any picture has a caption
 
 
-def read_labels(file: Any, index: Index, field: str) -> Labels:
+def read_labels(file: Any, index: ShardIndex, field: str) -> Labels:
     """Of each entry the top-level folder, `field` of its .json or, for "cls", what stands in its .cls.  ValueError names it.
 
     Members are read in the order of their bytes, which over a network is one stream.

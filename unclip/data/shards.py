@@ -22,7 +22,7 @@ from . import files
 from .images import MAX_BYTES
 from .sample import FOLDER, MAX_TEXT, read_captions
 from .shard_cache import keep, recall
-from .shard_index import Entry, Index, scan
+from .shard_index import SampleEntry, ShardIndex, scan
 from .shard_labels import Labels, read_labels
 from .source import LONGEST_NAME, listed, say_left_out
 
@@ -82,7 +82,7 @@ class Shards:
         self.labels = [names[i] for i in order] if named else None
         self.captioned = labels is None or any(one.captioned for one in named)
 
-    def _sort(self, kept: list[list[Entry]], labels: str | None) -> list[int]:
+    def _sort(self, kept: list[list[SampleEntry]], labels: str | None) -> list[int]:
         """All entries by key; the order is that of their places among the entries as they come."""
         entries = [entry for shard in kept for entry in shard]
         if not entries:
@@ -159,10 +159,10 @@ def _each(do: Callable[[Item], Result], items: Sequence[Item], name: str) -> lis
         return results
 
 
-def _open(shard: str) -> tuple[str, Index]:
+def _open(shard: str) -> tuple[str, ShardIndex]:
     """Where the shard is read from, and its index."""
     now = files.stamp(shard)
-    known = recall(Index, shard, "index", now)
+    known = recall(ShardIndex, shard, "index", now)
     problem = None
     place = shard
     copied = known.copied if known else files.packing(shard) is not None or not files.has_ranges(shard)
@@ -182,7 +182,7 @@ def _open(shard: str) -> tuple[str, Index]:
     return place, known
 
 
-def _labels(opened: tuple[str, tuple[str, Index]], field: str) -> Labels:
+def _labels(opened: tuple[str, tuple[str, ShardIndex]], field: str) -> Labels:
     shard, (place, index) = opened
     name = f"labels-{hashlib.blake2b(field.encode(), digest_size=6).hexdigest()}"
     known = recall(Labels, shard, name, files.Stamp(index.size, index.tag))

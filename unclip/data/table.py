@@ -24,7 +24,7 @@ MAX_FIELD = 2**24  # characters
 END = "\x1e end of the table"  # read after the last line, as a row of its own where no quote is left open
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     number: int  # the line, from 1
     key: str | None  # None: the table has no such column, and the place is the key too
     place: str  # of the picture: a path or URL, or the key where the table has only that
@@ -58,7 +58,7 @@ class Wanted(NamedTuple):
             raise ValueError(f"{path} has the columns {visible(', '.join(columns)) or '(none)'}; {problem}")
 
 
-def read_table(path: Path, labels: str | None = None) -> Iterator[Row]:
+def read_table(path: Path, labels: str | None = None) -> Iterator[TableRow]:
     """Rows with a column named as in KEYS or PLACES and one as in CAPTIONS, upper or lower case; others are ignored.
 
     A caption may be a list of texts in jsonl and Parquet; in CSV and Parquet a picture may also come in several rows.  Columns
@@ -76,7 +76,7 @@ def read_table(path: Path, labels: str | None = None) -> Iterator[Row]:
         raise _undecodable(path, encoding) from None
 
 
-def _rows(path: Path, labels: str | None, encoding: str) -> Iterator[Row]:
+def _rows(path: Path, labels: str | None, encoding: str) -> Iterator[TableRow]:
     suffix = path.suffix.lower()
     column = None if labels is None or labels == FOLDER else labels.lower()
     wanted = Wanted(labels is None, column)
@@ -102,7 +102,7 @@ def _rows(path: Path, labels: str | None, encoding: str) -> Iterator[Row]:
             label = label_name(lower.get(column)) if column else None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error} as {labels}") from None
-        yield Row(number, key if place else None, place or key or "", captions, label, suffix != ".jsonl")
+        yield TableRow(number, key if place else None, place or key or "", captions, label, suffix != ".jsonl")
     if empty and not seen and labels is None:
         raise _unexpected(path, *empty)
 

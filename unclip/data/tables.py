@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .files import is_url
 from .naming import IMAGES, split_suffix
-from .table import Row, read_table
+from .table import TableRow, read_table
 
 
 @dataclass
@@ -90,7 +90,7 @@ def _key(path: str) -> str:
     return stem if suffix in IMAGES else path
 
 
-def _line(table: Path, row: Row) -> str:
+def _line(table: Path, row: TableRow) -> str:
     return f"{table}, line {row.number}"
 
 

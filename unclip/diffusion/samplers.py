@@ -18,7 +18,7 @@ from unclip.sampling import Sampling
 from unclip.types import Denoise, Prediction
 
 from .schedule import NoiseSchedule, spaced
-from .variance import Variance, named
+from .variance import Variance, named_variance
 
 # Evenly spread timesteps grow by no more than 5 from step to step, at the borders of sections by a hundred.
 STEEPEST = 8.0
@@ -37,7 +37,7 @@ def ddpm(
 
     x is read as x_t at timesteps[0]; the result lives at timesteps[-1].  A step to 0 returns the mean.
     """
-    spread = named(variance)
+    spread = named_variance(variance)
     for t, s in pairwise(timesteps):
         prediction = denoise(x, _batch(t, x))
         post = schedule.posterior(t, s)

@@ -60,7 +60,7 @@ class Analytic:
 FIXED: dict[str, Variance] = {"small": small, "large": large, "learned": learned}
 
 
-def named(variance: Literal["small", "large", "learned"] | Variance) -> Variance:
+def named_variance(variance: Literal["small", "large", "learned"] | Variance) -> Variance:
     """A variance by its word, or the function itself."""
     if callable(variance):
         return variance

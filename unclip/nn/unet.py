@@ -103,12 +103,12 @@ class UNetEncoder(nn.Module):
             if level < len(widths) - 1:
                 self.down.append(self._block(width, width, level, "down"))
                 self.skip_widths.append(width)
-        first = Block(config, width, width, bool(config.attention), "none", context_width)
-        self.middle = nn.ModuleList([first, Block(config, width, width, False)])
+        first = ResidualBlock(config, width, width, bool(config.attention), "none", context_width)
+        self.middle = nn.ModuleList([first, ResidualBlock(config, width, width, False)])
 
-    def _block(self, width_in: int, width: int, level: int, resample: Resample = "none") -> Block:
+    def _block(self, width_in: int, width: int, level: int, resample: Resample = "none") -> ResidualBlock:
         attends = level in self.config.attention and resample == "none"
-        return Block(self.config, width_in, width, attends, resample, self.context_width)
+        return ResidualBlock(self.config, width_in, width, attends, resample, self.context_width)
 
     def encode_context(self, context: Float[Tensor, "b l c"]) -> list[Tensor]:
         """Keys and values of the context for every attention layer, once per picture: list of (b, l, 2 width)."""
@@ -140,7 +140,7 @@ class UNetEncoder(nn.Module):
             x = block(x, emb, layers, mask)
         return x, skips
 
-    def _blocks(self) -> list[Block]:
+    def _blocks(self) -> list[ResidualBlock]:
         return [*self.down, *self.middle]
 
 
@@ -178,11 +178,11 @@ class UNet(UNetEncoder):
             x = block(x, emb, layers, mask)
         return pixel_shuffle(self.output(_silu(self.norm(x))), self.config.patch)  # (b, o, h, w)
 
-    def _blocks(self) -> list[Block]:
+    def _blocks(self) -> list[ResidualBlock]:
         return [*super()._blocks(), *self.up]
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block (BigGAN resampling, AdaGN), then attention where the level has it (ADM 3)."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Block(nn.Module):
         self.conv2 = zero(Conv3x3(width, width))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
         heads = config.heads or width // config.head_channels
-        self.attention = Attention(width, heads, context_width) if attends else None
+        self.attention = SpatialAttention(width, heads, context_width) if attends else None
 
     def forward(self, x: Tensor, emb: Tensor, layers: Layers, mask: Tensor | None = None) -> Tensor:
         """`emb` comes with SiLU applied; `layers` yields this attention's context keys and values."""
@@ -228,7 +228,7 @@ class Block(nn.Module):
         return self.attention(h, None if layers is None else next(layers), mask)
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Pixels attend to context tokens and pixels in one softmax (GLIDE 2.1); context keys come first."""
 
     def __init__(self, width: int, heads: int, context_width: int | None):

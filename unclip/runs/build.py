@@ -17,7 +17,7 @@ from unclip.data.order import Data
 from unclip.data.spec import DataSpec
 from unclip.training.task import Answers, Task, Widths
 
-from .components import open_clip, open_component
+from .components import load_clip, open_component
 from .embeddings import DataAnswers, check_embeddings
 from .names import component_class, task_class
 from .training import Training
@@ -39,7 +39,7 @@ def build(training: Training, device: Any = "cpu", say: Callable[[str], object] 
     `say` is told what was missing in a start and has been made.  data: in place of those that the training names.
     ValueError: whatever does not go together.
     """
-    clip = open_clip(training.clip).to(device).requires_grad_(False) if training.clip else None
+    clip = load_clip(training.clip).to(device).requires_grad_(False) if training.clip else None
     start = open_component(training.start) if training.start else None
     config = training.model if start is None or training.model is not None else start.config
     assert config is not None

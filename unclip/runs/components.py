@@ -15,13 +15,13 @@ from unclip.files import read_json
 from unclip.training import load_ema
 from unclip.training.state import newest
 
-from .names import component_class, named
+from .names import class_named, component_class
 from .training import Training
 
 MODEL, IDENTITY, RECORD = "model", "clip_identity.json", "training.json"  # in the run folder
 
 
-def open_clip(source: str) -> CLIP:
+def load_clip(source: str) -> CLIP:
     """A CLIP by what `Training.clip` may say."""
     if source.startswith(OPEN_CLIP):
         return CLIP(named_clip(source)).eval()
@@ -105,4 +105,4 @@ def averaged(run: str | Path) -> Component[Any]:
 
 
 def _load(folder: Path) -> Component[Any]:
-    return checkpoint.load_component(folder, named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Component))
+    return checkpoint.load_component(folder, class_named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Component))

@@ -20,7 +20,7 @@ class UnknownName(ValueError):
     """No class of that name: the module that defines it may not have been imported yet."""
 
 
-def named(name: str, base: type[T]) -> type[T]:
+def class_named(name: str, base: type[T]) -> type[T]:
     """The class of that name: one of the package's, or one of the kind that some module outside of it has defined."""
     try:
         return class_of(name, base)
@@ -43,7 +43,7 @@ def task_class(config: Config | None, component: type[Component[Any]]) -> type[T
         return _built_from(config, Task)
     if component.task_class is None:
         raise ValueError(f"a {component.__name__} is not trained step by step, so there is no task for it")
-    return named(component.task_class, Task)
+    return class_named(component.task_class, Task)
 
 
 def _built_from(config: Config, base: type[T]) -> type[T]:

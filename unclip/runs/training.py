@@ -19,7 +19,7 @@ from unclip.training import TrainConfig
 from unclip.training.task import Task
 
 from .legacy import upgraded
-from .names import component_class, named, task_class
+from .names import class_named, component_class, task_class
 
 # msgspec reads these as they come; `Training` itself makes configs of them, by the classes that they name.
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Training(Config, frozen=True, kw_only=True):
             tree = None  # which is told next
         for name, base in KINDS.items() if isinstance(tree, dict) else ():
             if isinstance(tree.get(name), dict) and isinstance(label := tree[name].get("class"), str):
-                named(label, base)
+                class_named(label, base)
         return super().from_json(text, source)
 
     def tree(self) -> dict[str, Any]:
@@ -99,18 +99,18 @@ class Training(Config, frozen=True, kw_only=True):
 
 
 def _model(tree: dict[str, Any], field: str) -> Config:
-    return _config(tree, field, named(_class(tree, field, "Decoder"), Component).config_class)
+    return _config(tree, field, class_named(_class(tree, field, "Decoder"), Component).config_class)
 
 
 def _task(tree: dict[str, Any], field: str) -> Config:
-    cls = named(_class(tree, field, "CLIPTask"), Task)
+    cls = class_named(_class(tree, field, "CLIPTask"), Task)
     if cls.config_class is None:
         raise ValueError(f"{field}: a {cls.__name__} has no settings, so leave {field} out")
     return _config(tree, field, cls.config_class)
 
 
 def _data(tree: dict[str, Any], field: str) -> Config:
-    return _config(tree, field, named(tree["class"], DataSpec) if "class" in tree else DataConfig)
+    return _config(tree, field, class_named(tree["class"], DataSpec) if "class" in tree else DataConfig)
 
 
 def _class(tree: dict[str, Any], field: str, example: str) -> str:

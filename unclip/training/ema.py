@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .shard import Spread, local, part_of, spread
+from .shard import RowShard, local, part_of, spread
 
 
 class Ema:
@@ -37,7 +37,7 @@ class Ema:
             for name in self._buffers:
                 self.tensors[name].copy_(state[name])
 
-    def state_dict(self) -> dict[str, Tensor | Spread]:
+    def state_dict(self) -> dict[str, Tensor | RowShard]:
         """The averaged weights under the model's names; live tensors, clone what you keep."""
         return {name: spread(tensor, self._like[name]) for name, tensor in self.tensors.items()}
 

@@ -27,7 +27,7 @@ from .optim import Stepper, collect, drop_gradients, gradient_norm, learning_rat
 from .prefetch import Prefetch
 from .run import Run, prepare
 from .sam import sam_ascend, sam_restore
-from .shard import Spread, shard
+from .shard import RowShard, shard
 from .signals import Signals
 from .task import Task
 from .watch import Watch, layout
@@ -176,7 +176,7 @@ def _whole(run: Run, accelerator: Accelerator) -> dict[str, Tensor]:
     """The averaged weights; of sharded ones the main process puts each together on the CPU, the others have none."""
     result = {}
     for name, tensor in run.ema.state_dict().items():
-        full = tensor.whole().cpu() if isinstance(tensor, Spread) else tensor
+        full = tensor.whole().cpu() if isinstance(tensor, RowShard) else tensor
         if accelerator.is_main_process or not run.sharded:
             result[name] = full
     return result

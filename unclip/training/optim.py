@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
-from .shard import Spread, average_whole, is_sharded, local, part_of, spread
+from .shard import RowShard, average_whole, is_sharded, local, part_of, spread
 
 GUARDED = ("cpu", "cuda")  # devices whose fused kernel heeds grad_scale and found_inf; that of MPS takes them and does not
 
@@ -122,7 +122,7 @@ class Stepper:
             self.scale = scale.clamp(1.0, 2.0**24)
             self.good = torch.where(grow, 0.0, self.good)
 
-    def tensors(self) -> dict[str, Tensor | Spread]:
+    def tensors(self) -> dict[str, Tensor | RowShard]:
         """The optimiser's state by parameter name: {"exp_avg/unet.in.weight": ...}."""
         named = [(weight, self.optimizer.state.get(weight.mine, {})) for weight in self.weights]
         return {f"{key}/{w.name}": spread(value, w.parameter) for w, state in named for key, value in state.items()}

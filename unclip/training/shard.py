@@ -46,9 +46,9 @@ def shard(task: Task, device: torch.device) -> None:
 
 def _called_from_outside(block: nn.Module) -> list[nn.Module]:
     """Modules of a block that run apart from it: a UNet projects the context for all its attention layers beforehand."""
-    from unclip.nn.unet import Attention
+    from unclip.nn.unet import SpatialAttention
 
-    return [m.context for m in block.modules() if isinstance(m, Attention) and m.context is not None]
+    return [m.context for m in block.modules() if isinstance(m, SpatialAttention) and m.context is not None]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -71,7 +71,7 @@ def part_of(full: Tensor, like: Any) -> Tensor:
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-class Spread(NamedTuple):
+class RowShard(NamedTuple):
     """A tensor of which every process holds the rows that it holds of the sharded tensor `like`."""
 
     rows: Tensor
@@ -96,9 +96,9 @@ class Spread(NamedTuple):
         return spread.full_tensor()
 
 
-def spread(rows: Tensor, like: Tensor) -> Tensor | Spread:
+def spread(rows: Tensor, like: Tensor) -> Tensor | RowShard:
     """`rows` as what they are a part of, when `like` is sharded and they are shaped as its rows."""
-    return Spread(rows, like) if is_sharded(like) and rows.shape == local(like).shape else rows
+    return RowShard(rows, like) if is_sharded(like) and rows.shape == local(like).shape else rows
 
 
 def average_whole(parameters: list[nn.Parameter]) -> None:

@@ -25,7 +25,7 @@ from unclip.weights import sha256_of, write_tensors
 from unclip.weights.tensors import in_order
 
 from .config import TrainConfig
-from .shard import Spread
+from .shard import RowShard
 
 INDEX = "state.json"
 FORMAT = 1
@@ -35,7 +35,7 @@ NAMES |= {"int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # of typ
 
 class State(NamedTuple):
     step: int  # updates done
-    tensors: Mapping[str, Mapping[str, Any]]  # by file (model, ema, optimizer) and name: Tensor, or Spread when saved
+    tensors: Mapping[str, Mapping[str, Any]]  # by file (model, ema, optimizer) and name: Tensor, or RowShard when saved
     values: dict[str, Any]  # JSON: config, meters, scale
 
 
@@ -89,7 +89,7 @@ def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) 
 def _whole(entries: Mapping[str, Any]) -> Iterator[Tensor]:
     for name in in_order(entries):
         entry = entries[name]
-        yield entry.whole() if isinstance(entry, Spread) else entry
+        yield entry.whole() if isinstance(entry, RowShard) else entry
 
 
 def newest(run_dir: Path, only: tuple[str, ...] | None = None) -> State | None:

@@ -5,7 +5,7 @@ before anything is built, and loading holds the weights once.
 """
 
 from .folder import find_weights, in_file, in_folder
-from .pickles import Foreign, named, tree
+from .pickles import Foreign, tensors_by_name, tree
 from .tensors import Lazy, header, lazily, read_tensors, sha256_of, to_bytes, write_tensors
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "in_file",
     "in_folder",
     "lazily",
-    "named",
+    "tensors_by_name",
     "read_tensors",
     "sha256_of",
     "to_bytes",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from unclip.files import read_json
 
-from .pickles import named, tree
+from .pickles import tensors_by_name, tree
 from .tensors import Lazy, lazily
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call them, and this package
@@ -86,7 +86,7 @@ def in_folder(folder: Path, variant: str | None = None) -> dict[str, Lazy]:
 
 def in_file(path: Path) -> dict[str, Lazy]:
     """The tensors of a safetensors file, or of what torch.save or torch.jit.save wrote, by their dotted names."""
-    return lazily(path) if path.suffix == ".safetensors" else named(tree(path), str(path))
+    return lazily(path) if path.suffix == ".safetensors" else tensors_by_name(tree(path), str(path))
 
 
 def plain_names(tensors: Mapping[str, Lazy], source: str) -> dict[str, Lazy]:

@@ -68,7 +68,7 @@ def tree(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as torch weights ({reason(error)}): is it whole?") from None
 
 
-def named(node: Any, source: str) -> dict[str, Lazy]:
+def tensors_by_name(node: Any, source: str) -> dict[str, Lazy]:
     """The tensors of nested dictionaries, sequences and TorchScript modules by their dotted names."""
     tensors: dict[str, Lazy] = {}
     seen: set[int] = set()  # a pickle can hold itself

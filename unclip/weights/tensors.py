@@ -43,7 +43,7 @@ class Lazy(NamedTuple):
     read: Callable[[torch.dtype], Tensor]
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor's type and shape, and where its bytes lie in the file."""
 
     dtype: torch.dtype
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    entries: dict[str, Entry]  # in the order in which they lie in the file
+    entries: dict[str, TensorEntry]  # in the order in which they lie in the file
     metadata: dict[str, str]
     end: int  # where the numbers begin
 
@@ -105,7 +105,7 @@ def _parsed(tree: Any, start: int, size: int) -> Header:
     return Header(entries, metadata, start)
 
 
-def _entry(name: str, one: Any, start: int) -> Entry:
+def _entry(name: str, one: Any, start: int) -> TensorEntry:
     if not isinstance(one, dict) or set(one) != {"dtype", "shape", "data_offsets"}:
         raise _Broken(f"its header does not tell dtype, shape and data_offsets of {visible(name)}")
     shape, offsets = one["shape"], one["data_offsets"]
@@ -116,13 +116,13 @@ def _entry(name: str, one: Any, start: int) -> Entry:
     dtype = TYPES[one["dtype"]]
     if len(offsets) != 2 or len(shape) > 64 or math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
         raise _Broken(f"{visible(name)} of shape {visible(shape, 60)} does not lie at {visible(offsets)}")
-    return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+    return TensorEntry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
 def lazily(path: Path) -> dict[str, Lazy]:
     """The tensors of a safetensors file, each to be read when asked for."""
 
-    def reader(entry: Entry) -> Callable[[torch.dtype], Tensor]:
+    def reader(entry: TensorEntry) -> Callable[[torch.dtype], Tensor]:
         def read(dtype: torch.dtype) -> Tensor:
             with _opened(path) as file:
                 file.seek(entry.start)
@@ -167,7 +167,7 @@ def _opened(path: Path) -> io.FileIO:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _tensor(file: io.RawIOBase, path: Path, entry: Entry, dtype: torch.dtype, see: See | None = None) -> Tensor:
+def _tensor(file: io.RawIOBase, path: Path, entry: TensorEntry, dtype: torch.dtype, see: See | None = None) -> Tensor:
     """The tensor whose bytes come next in the file."""
     raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
     read_into(file, path, raw.numpy().data, see)

@@ -10,7 +10,7 @@ from torch import Tensor
 from unclip.clip import CLIP
 from unclip.randomness import Noise
 from unclip.runs.build import make_task, size_of
-from unclip.runs.components import OPEN_CLIP, named_clip, open_clip, open_component
+from unclip.runs.components import OPEN_CLIP, load_clip, named_clip, open_component
 from unclip.runs.names import component_class, task_class
 from unclip.runs.training import Training
 from unclip.training.task import Task, Widths
@@ -43,7 +43,7 @@ def outline(training: Training, clip: CLIP | None = None) -> tuple[Task, Shapes]
 def fake_clip(source: str) -> CLIP:
     """The CLIP that `Training.clip` names, fake and frozen; one that open_clip knows by name is not downloaded."""
     named = source.startswith(OPEN_CLIP)
-    config = named_clip(source).replace(pretrained=None) if named else open_clip(source).resolved
+    config = named_clip(source).replace(pretrained=None) if named else load_clip(source).resolved
     return fake(CLIP, config).requires_grad_(False).eval()
 
 
