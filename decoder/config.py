@@ -1,4 +1,4 @@
-"""What a decoder is built from."""
+"""Decoder configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop trains for the decoder: pictures, with embeddings and captions of a frozen CLIP."""
+"""Training task of the decoder: pictures, with embeddings and captions of a frozen CLIP."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ class ARNetwork(nn.Module):
         if self.config.text == "tokens":
             # Bidirectional: a caption is given as a whole.  (The paper does not say.)
             raw, _ = self.text_transformer(self.text_tokens(raw) + self.text_positions[:length], mask)  # (b, length, inner)
-        states, pooled, absent = self.text(raw), self.text_embed(inputs.embed)[:, None], self.null(length)
-        null = inputs.null[:, None]
+        states, pooled, absent = self.text(raw), self.text_embed(inputs.embed)[:, None], self.null(length)  # (b, l, w), (b, 1, w)
+        null = inputs.null[:, None]  # (b, 1)
         return Prompt(
             torch.where(null[..., None], absent.text.to(states.dtype), states),
             torch.where(null[..., None], absent.embed.to(pooled.dtype), pooled),

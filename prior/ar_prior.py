@@ -161,7 +161,7 @@ class ARPrior(Component[ARPriorConfig]):
             new = symbols[-1].repeat(2 if guided else 1)[:, None]
             logits, drawn = self.network(new, prefix, drawn)
         x = self.quantizer.decode(torch.stack(symbols[1:], dim=1))
-        return self.scaling.unscale(x).unflatten(0, (-1, n))
+        return self.scaling.unscale(x).unflatten(0, (-1, n))  # (b n, d) -> (b, n, d)
 
     def _begin(self, text: Text, guided: bool, negative: Text | None) -> tuple[Float[Tensor, "r 1 v"], Cache]:
         """Logits of the first symbol and the prompts' cache; guided, as many rows of the null follow, run once."""

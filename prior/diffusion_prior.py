@@ -104,7 +104,7 @@ class DiffusionPrior(Component[PriorConfig]):
         denoise = self.denoise(text, sampling, negative)
         denoise = denoise if wrap is None else wrap(denoise)
         x0 = run(denoise, x, self.schedule, sampling, noise=streams.at("steps"), variance=variance)
-        return self.scaling.unscale(x0).unflatten(0, (-1, n))
+        return self.scaling.unscale(x0).unflatten(0, (-1, n))  # (b n, d) -> (b, n, d)
 
     def denoise(self, text: Text, sampling: Sampling, negative: Text | None = None) -> Denoise:
         """The captions bound: (x_t, t) -> Prediction in standardised units.  x_t (b*n, d) is caption-major."""

@@ -89,7 +89,7 @@ class PriorNetwork(nn.Module):
         inputs = self.reader(text, len(text.strings), self.positions, drop)
         null_length = 1 if self.config.null == "learned" else used(self.reader.empty_mask)
         length = max(null_length, used(inputs.mask.any(0)))
-        embedded, absent, null = self._embed(inputs, length), self.null(length), inputs.null[:, None]
+        embedded, absent, null = self._embed(inputs, length), self.null(length), inputs.null[:, None]  # (b, 1)
         return Prompt(
             torch.where(null[..., None], absent.text.to(embedded.text.dtype), embedded.text),
             torch.where(null[..., None], absent.embed.to(embedded.embed.dtype), embedded.embed),

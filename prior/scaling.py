@@ -1,4 +1,4 @@
-"""Between CLIP's embeddings and the numbers that are diffused."""
+"""Standardise CLIP image embeddings for diffusion, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module and the tensors that belong in it: what it asks for is known before it is built, and it is filled strictly."""
+"""Build modules on the meta device, and fill them strictly with tensors."""
 
 from __future__ import annotations
 

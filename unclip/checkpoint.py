@@ -1,4 +1,4 @@
-"""Parts on disk: a folder with `config.json` and `model.safetensors`, and an index for a pipeline of them.
+"""Checkpoints: a component is a folder with `config.json` and `model.safetensors`, a pipeline an index of components.
 
 Reading is strict: every tensor is used once and has the shape that the config asks for.  Writing goes aside first and is
 renamed, so that a folder is there whole or not at all.  No pickle.

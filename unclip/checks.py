@@ -1,4 +1,4 @@
-"""Arguments checked: the number, type or device that is meant, or one line that tells what was given and what is expected."""
+"""Check arguments: the number, type or device that is meant, or one line that tells what was given and expected."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Known(Config, frozen=True, kw_only=True):
 
 
 class Conditions(Config, frozen=True, kw_only=True):
-    """What a network is built for; None = not conditioned on that."""
+    """What a network is conditioned on; None = not on that."""
 
     image_embed: ImageEmbedding | None = None
     text: Caption | None = None
@@ -116,7 +116,7 @@ class Conditions(Config, frozen=True, kw_only=True):
 
 
 class Share(NamedTuple):
-    """What conditions add, each of it perhaps nothing."""
+    """What one condition adds to the network; each field may be None."""
 
     emb: Float[Tensor, "b e"] | None = None  # to the timestep embedding
     tokens: Float[Tensor, "b l w"] | None = None
@@ -216,7 +216,7 @@ class ImageEmbeddingCondition(nn.Module):
         image = null.to(self.to_emb.weight.dtype).expand(count, -1)  # (b, d)
         if embed is not None:
             scaled = self._scaled(embed.to(image.device)).to(image.dtype)
-            image = scaled if drop is None else torch.where(drop[:, None], image, scaled)
+            image = scaled if drop is None else torch.where(drop[:, None], image, scaled)  # (b, d)
         tokens = self.to_tokens(image).unflatten(-1, (self.config.tokens, -1))  # (b, tokens, width)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Share(self.norm_emb(self.to_emb(image)), self.norm_tokens(tokens), mask)
@@ -247,7 +247,7 @@ class LabelCondition(nn.Module):
         if int(label.min()) < 0 or int(label.max()) >= self.config.classes:
             wrong = sorted({int(i) for i in label if not 0 <= int(i) < self.config.classes})
             raise ValueError(f"labels {wrong} were given; the classes are 0 to {self.config.classes - 1}")
-        emb = self.embedding(label.to(self.embedding.weight.device))
+        emb = self.embedding(label.to(self.embedding.weight.device))  # (b, emb)
         return Share(emb if drop is None or null is None else torch.where(drop[:, None], null, emb))
 
 
@@ -271,7 +271,7 @@ class KnownCondition(nn.Module):
             )
         seen = keep.to(images.dtype)
         if drop is not None:
-            seen = seen * ~drop.view(-1, 1, 1, 1).to(seen.device)
+            seen = seen * ~drop.view(-1, 1, 1, 1).to(seen.device)  # (b, 1, h, w)
         return Share(channels=torch.cat([images * seen, seen], dim=1))  # (b, 4, h, w)
 
 

@@ -1,4 +1,4 @@
-"""Whether an object keeps a contract of `unclip.types`, checked where it is handed over and not in the middle of a drawing."""
+"""Check that an object keeps a contract of `unclip.types`, where it is handed over and not in the middle of a drawing."""
 
 from __future__ import annotations
 

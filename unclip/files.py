@@ -1,4 +1,4 @@
-"""Files and folders written aside and renamed, so that each is there whole or not at all; what is read and written, checked."""
+"""Atomic writes of files and folders; checks of what is read and of outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models are: shipped with the package, in a folder, or on the Hugging Face hub."""
+"""Locate a model: shipped with the package, in a folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good are drawn pictures: functions of features, retrieval scores and pixels, and the bootstrap interval of a mean.
+"""Metrics of drawn pictures: features, retrieval, pixels; bootstrap intervals of means.
 
 None knows a model.  Features are rows of float (n, d), of whatever encoder the caller judges with; sums are float64.
 """

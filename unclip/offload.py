@@ -1,4 +1,4 @@
-"""Pipelines that are larger than memory: at most one component has its weights there, the one that was used last.
+"""Sequential offloading: at most one component has its weights in memory, the one that was used last.
 
 A component keeps its config, statistics and hooks; its parameters wait on the meta device.  Using it lets go of the weights of
 the one before it and reads its own from their files, by the loader that made it: whatever can be loaded can be offloaded, from

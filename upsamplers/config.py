@@ -1,4 +1,4 @@
-"""What an upsampler is built from."""
+"""Upsampler configuration."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class UpsamplerNetwork(nn.Module):
             emb = self.time(t)
             emb = emb if encoded.emb is None else emb + encoded.emb
             return self.unet(x, emb, encoded.context, encoded.mask)
-        last = (t == 1).to(x.device)
+        last = (t == 1).to(x.device)  # (b)
         both = self.training and torch.is_grad_enabled() or any(map(_is_sharded, self.last_unet.parameters()))
         if not both and not last.any():
             return self.unet(x, self.time(t))
@@ -103,8 +103,8 @@ def mixture(
     """Each pixel a mixture (softmax) of `image`'s and of 3 x 3 pixels of `low_res`, row by row, in whose middle it lies."""
     height, width = image.shape[-2:]
     scale = height // low_res.shape[-2]
-    # Parts and pictures in float32: rounded parts would not sum up to 1.
-    weights = logits.float().softmax(1)
+    # Weights and pictures in float32: rounded weights would not sum up to 1.
+    weights = logits.float().softmax(1)  # (b, 10, H, W)
     around = interpolate(pad(low_res.float(), (1, 1, 1, 1), mode="replicate"), scale_factor=scale, mode="nearest")
     out = weights[:, :1] * image.float()
     for k in range(CANDIDATES - 1):

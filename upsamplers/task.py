@@ -1,4 +1,4 @@
-"""Training an upsampler."""
+"""Training task of an upsampler."""
 
 from __future__ import annotations
 

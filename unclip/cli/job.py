@@ -1,4 +1,4 @@
-"""What an edit starts from: a loaded pipeline and the options of all edits."""
+"""Set up an edit command: the loaded pipeline and the options of all edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which CLIP is this?  What a pipeline records about the CLIP it was trained with, and the check of the one it gets.
+"""CLIP identity: what a pipeline records about the CLIP it was trained with, and the check of the one it gets.
 
 A prior or decoder answers nonsense, quietly, to embeddings of another CLIP of the same width: so answers are compared.
 """

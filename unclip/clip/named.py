@@ -1,4 +1,4 @@
-"""The models that open_clip knows by name: with weights, always, unless they come from elsewhere."""
+"""open_clip's models by name: with weights, always, unless they come from elsewhere."""
 
 from __future__ import annotations
 

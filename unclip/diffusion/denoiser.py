@@ -1,4 +1,4 @@
-"""From a raw network output to x0 and eps, and the training loss of a denoiser."""
+"""Denoisers: a raw network output as x0, eps or v, and the training loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         output, mix = self.net(x_t, t, cond).float(), None
         if self.learned_variance:
-            output, mix = output.chunk(2, dim=1)
+            output, mix = output.chunk(2, dim=1)  # (b, 2 c, h, w) -> each (b, c, h, w)
         x_t = x_t.float()
         alpha, sigma = self.schedule.at(t, x_t)
         if self.predicts == "x0":

@@ -36,7 +36,7 @@ def classifier_free(
         if interval is not None and not interval[0] < int(t[0]) <= interval[1]:
             return denoiser(x, t, cond)
         out = denoiser(torch.cat([x, x]), torch.cat([t, t]), both)
-        (x0, x0_null), (eps, eps_null) = out.x0.chunk(2), out.eps.chunk(2)
+        (x0, x0_null), (eps, eps_null) = out.x0.chunk(2), out.eps.chunk(2)  # (2 b, ...) -> each (b, ...)
         mix = None if out.variance_mix is None else out.variance_mix.chunk(2)[0]
         return Prediction(x0_null + scale * (x0 - x0_null), eps_null + scale * (eps - eps_null), mix)
 

@@ -1,4 +1,4 @@
-"""What edits start from: pictures, captions and latents, read and brought to a latent pair (z_i, x_T)."""
+"""Sources of edits: pictures, captions and latents, read and brought to a latent pair (z_i, x_T)."""
 
 from __future__ import annotations
 

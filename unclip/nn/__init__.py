@@ -1,1 +1,1 @@
-"""Network parts that several stages are built from."""
+"""Layers and networks that several stages share."""

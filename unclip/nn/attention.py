@@ -1,4 +1,4 @@
-"""Multi-head attention over the tokens at hand and over tokens that were run before."""
+"""Multi-head attention with a key/value cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unclip.nn.cpu.linear import Linear
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of tokens that were run before.
+    """Cached keys and values of earlier tokens.
 
     b divides the rows of the queries: consecutive rows share one entry, for instance all candidates of one caption.
     """
@@ -47,7 +47,7 @@ class Attention(nn.Module):
             if causal and visible is None and x.shape[1] > 1:
                 visible = triangle(x.shape[1], x.device)
             y = joint_attention(q, [*past, (KeyValue(k, v), visible)])
-        return self.out(y.transpose(1, 2).flatten(2)), KeyValue(k, v)
+        return self.out(y.transpose(1, 2).flatten(2)), KeyValue(k, v)  # (b, heads, l, d) -> (b, l, w)
 
 
 def joint_attention(
@@ -55,7 +55,7 @@ def joint_attention(
 ) -> Float[Tensor, "b heads l d"]:
     """Softmax attention over several sets of keys and values, without repeating a set that several rows of q share.
 
-    The mask (True = visible) of a part is over its keys, (b', l'), or per query, (b', 1, l, l').  With weights in
+    The mask (True = visible) of a set is over its keys, (b', l'), or per query, (b', 1, l, l').  With weights in
     half precision scores are float32, as they are within torch's own attention; autocast rounds the products all the same.
     """
     at_least = torch.promote_types(q.dtype, torch.float32)
@@ -64,7 +64,7 @@ def joint_attention(
     for (k, _), mask in sets:
         score = _unshare(_share(scaled, len(k)) @ k.to(at_least).transpose(-1, -2), len(q))  # (b, heads, l, l')
         if mask is not None:
-            mask = mask[:, None, None] if mask.ndim == 2 else mask
+            mask = mask[:, None, None] if mask.ndim == 2 else mask  # (b', 1, 1 or l, l')
             score = score.masked_fill(~mask.repeat_interleave(max(1, len(q) // len(mask)), 0), float("-inf"))
         scores.append(score)
     weights = torch.cat(scores, dim=-1).softmax(-1).split([len_(kv) for kv, _ in sets], dim=-1)

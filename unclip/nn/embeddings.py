@@ -1,4 +1,4 @@
-"""How a timestep enters a network."""
+"""Sinusoidal timestep embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sinusoid(t: Int[Tensor, " b"], dim: int, max_period: float = 10000.0) -> Flo
     if dim % 2:
         raise ValueError(f"a sinusoidal embedding has an even width, not {dim}: half cosines, half sines")
     powers = torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2)
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * powers)
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * powers)  # (b, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""Captions as a network reads them: tokens or CLIP's token states, z_t, and what stands for no caption.
+"""Text conditioning: captions as tokens or CLIP states, z_t, and the null of no caption.
 
 Priors, decoders and upsamplers all read through `TextReader`; decoders and upsamplers that bring a text transformer of their
 own (GLIDE) have a `TextTransformer` behind it.
@@ -114,7 +114,8 @@ class TextReader(nn.Module):
         if self.config.null == "empty":
             self._check_null()
             raw, mask = self._padded(raw, mask)  # the empty caption has all `context` positions
-            raw = torch.where(null.view(-1, *[1] * (raw.ndim - 1)), self.empty_raw.to(raw.dtype), raw)
+            rows = null.view(-1, *[1] * (raw.ndim - 1))  # (b, 1) for tokens, (b, 1, 1) for states
+            raw = torch.where(rows, self.empty_raw.to(raw.dtype), raw)
             mask = torch.where(null[:, None], self.empty_mask, mask)
             embed = None if embed is None else torch.where(null[:, None], self.empty_embed.to(embed.dtype), embed)
         raw = raw if self.config.kind == "tokens" else raw.to(like.dtype)
@@ -237,8 +238,8 @@ class TextEncoder(nn.Module):
         if self.config.null == "empty":
             return pooled, states, inputs.mask
         # One learned token stands in front: alone when there is no caption, hidden when there is one.
-        mask = inputs.mask & ~inputs.null[:, None]
+        mask = inputs.mask & ~inputs.null[:, None]  # (b, context)
         pooled = torch.where(inputs.null[:, None], self.null_pooled.to(pooled.dtype), pooled)
-        null = self.null_state.to(states.dtype).expand(count, 1, -1)
-        absent = ~mask.any(dim=1, keepdim=True)
-        return pooled, torch.cat([null, states], dim=1), torch.cat([absent, mask], dim=1)
+        null = self.null_state.to(states.dtype).expand(count, 1, -1)  # (b, 1, width)
+        absent = ~mask.any(dim=1, keepdim=True)  # (b, 1)
+        return pooled, torch.cat([null, states], dim=1), torch.cat([absent, mask], dim=1)  # l = 1 + context

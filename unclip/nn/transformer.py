@@ -1,4 +1,4 @@
-"""A pre-norm transformer: causal or not, with padding, and with keys and values of earlier tokens."""
+"""Pre-norm transformer: causal or not, with padding masks and a key/value cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
 
 
 class Cache(NamedTuple):
-    """What earlier tokens left behind: keys and values per layer, and which of the tokens are real (None = all)."""
+    """Key/value cache: keys and values of earlier tokens per layer, and which tokens are real (None = all)."""
 
     layers: tuple[KeyValue, ...]
     mask: Bool[Tensor, "b l"] | None = None

@@ -216,9 +216,9 @@ class ResidualBlock(nn.Module):
             x, h = avg_pool2d(x, 2), self.conv1(avg_pool2d(h, 2))
         else:
             h = self.conv1(h)
-        shift = self.emb(emb)[:, :, None, None]
+        shift = self.emb(emb)[:, :, None, None]  # (b, width or 2 width, 1, 1)
         if self.modulation == "scale_shift":
-            scale, shift = shift.chunk(2, dim=1)
+            scale, shift = shift.chunk(2, dim=1)  # each (b, width, 1, 1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(_add(h, shift))
@@ -244,13 +244,13 @@ class SpatialAttention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (b, h w, width)
         visible = None
         if context is not None:
-            context_k, context_v = context.to(k.dtype).chunk(2, dim=-1)
+            context_k, context_v = context.to(k.dtype).chunk(2, dim=-1)  # each (b, l, width)
             k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
             if mask is not None:  # (b, l) over the context; pixels are always visible
                 visible = nn.functional.pad(mask, (0, h * w), value=True)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))  # (b, heads, l, d)
         out = attention(q, k, v, visible)  # (b, heads, h w, head_channels)
-        out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # channels_last, without a copy
+        out = out.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (h, w))  # (b, width, h, w), channels_last, no copy
         return _add(self.proj(out.contiguous() if x.is_contiguous() else out), x)
 
 

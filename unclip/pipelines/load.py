@@ -1,4 +1,4 @@
-"""A pipeline of any kind by its name, folder or hub id."""
+"""Load a pipeline of any kind by its name, folder or hub id."""
 
 from __future__ import annotations
 

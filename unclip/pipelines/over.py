@@ -1,4 +1,4 @@
-"""What a pipeline that has a cascade tells of it as of itself."""
+"""Properties that a pipeline delegates to its cascade."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .stage import FormerNames
 
 
 class OverCascade(FormerNames):
-    """What a pipeline that has a cascade tells of it as of itself."""
+    """Properties and sizes of the cascade that a pipeline has."""
 
     cascade: Cascade
 

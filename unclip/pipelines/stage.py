@@ -1,4 +1,4 @@
-"""What the pipelines share: a stage run on a chunk of pictures, with what is told of it; captions and settings checked."""
+"""Run a stage on a chunk of pictures with callback and guidance; check captions, labels and settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, S
 
 
 class FormerNames:
-    """Of what every pipeline has, for one version."""
+    """Former names of what every pipeline has, for one version."""
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class FormerNames:
 
 
 class Progress(NamedTuple):
-    """Whom to tell of the steps of a stage, for one chunk of pictures, `rows` of `total`."""
+    """The callback for one stage and one chunk of pictures, `rows` of `total`."""
 
     callback: Callback | None
     stage: str
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """What leads a drawing beside its conditions: what guidance leads away from, and a guide with its scale."""
+    """Guidance beside the conditions: a negative to lead away from, and a guide with its scale."""
 
     negative: Cond | None = None
     guide: Guide | GuideModel | None = None

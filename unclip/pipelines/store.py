@@ -1,4 +1,4 @@
-"""Pipelines on disk: a folder for each component, and an index that tells which pipeline they make."""
+"""Save and load pipelines: a folder for each component, and an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components by what a training's `start` and `clip` may say: of a pipeline, a folder, a run, or open_clip's."""
+"""Load components by their source: a pipeline, a folder, a run, or an open_clip model."""
 
 from __future__ import annotations
 

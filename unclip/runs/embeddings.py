@@ -1,4 +1,4 @@
-"""A CLIP's answers to the training data: those that the data bring, and whose they are; those of a few samples."""
+"""CLIP embeddings of the training data: stored ones, checked against their CLIP, or computed for a few samples."""
 
 from __future__ import annotations
 

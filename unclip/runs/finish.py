@@ -1,4 +1,4 @@
-"""From averaged weights to a component in the run's folder."""
+"""Finish a training: the averaged weights become a component in the run's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""training.json in a run's folder: what is trained there, so that nothing else goes on in it."""
+"""training.json in a run's folder: the configuration that a run is resumed with, so that nothing else goes on in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of runs: their logs as a page of text and as a picture of curves, several runs over each other."""
+"""Training reports: logs as a page of text and as curves, several runs over each other."""
 
 from __future__ import annotations
 

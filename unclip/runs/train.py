@@ -1,4 +1,4 @@
-"""A training from its beginning, or from where it was cut off, to the finished component."""
+"""Run a training, from its beginning or resumed, to the finished component."""
 
 from __future__ import annotations
 

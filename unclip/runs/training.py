@@ -1,4 +1,4 @@
-"""A training as a value: what is trained, on which data, with what settings.
+"""The configuration of a training: model, data, task and optimisation, as one value.
 
 What a recipe returns and `unclip train` takes; its JSON names classes as `config.json` of a component does:
 

@@ -1,4 +1,4 @@
-"""From a process's rows of a batch to gradients, at once or in pieces whose gradients add up."""
+"""Gradient accumulation: a process's rows of a batch to gradients, at once or in micro-batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks of a network, and running them again in the backward pass instead of keeping what they computed."""
+"""Activation checkpointing: a network's blocks, computed again in the backward pass."""
 
 from __future__ import annotations
 

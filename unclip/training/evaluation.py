@@ -1,4 +1,4 @@
-"""What a validation measures: how its numbers are named, judged and put together.
+"""Validation metrics: their names, baselines and summaries.
 
 A number may have baselines, which stand beside it as `number/baseline`: `cosine` and `cosine/text`.  Losses and errors are
 better smaller, ratios (norm, sharpness) better near 1, all others better larger.

@@ -1,4 +1,4 @@
-"""The same numbers every time: seeds of dropout, and operations that may not vary."""
+"""Determinism: seeds of dropout, and operations that may not vary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says: running means over samples, JSON lines, one line on the console, grids of samples."""
+"""Training log: running means over samples, JSON lines, one console line, grids of samples."""
 
 from __future__ import annotations
 

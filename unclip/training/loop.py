@@ -1,4 +1,4 @@
-"""One loop for every stage: batches in, averaged weights out, exact to continue wherever it was cut off."""
+"""The training loop of every stage: batches in, averaged weights out, resumed exactly wherever it was cut off."""
 
 from __future__ import annotations
 

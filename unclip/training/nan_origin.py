@@ -1,4 +1,4 @@
-"""Which module first made a number that is not finite: a bad step is run once more, with somebody looking."""
+"""Find the module that first produced a non-finite number, by running the bad step again with hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A self-test before the real training: does the stage learn a handful of samples by heart, and does it use what it is given?"""
+"""Overfitting a handful of samples as a self-test: does the stage learn, and does it use what it is given?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the next values in background threads while the current one is used."""
+"""Prefetching: the next values are made in background threads while the current one is used."""
 
 from __future__ import annotations
 

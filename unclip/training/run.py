@@ -1,4 +1,4 @@
-"""Everything that changes while a run goes on, and its way to a state on disk and back."""
+"""Mutable training state: model, EMA, optimiser, counters; saved to disk and restored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .task import Task
 
 
 class Run:
-    """Model, averaged weights, optimiser, running means, and where the run stands.
+    """Mutable training state: model, EMA, optimiser, running means, counters.
 
     `step`: updates done; `streak`: bad steps in a row; `seconds`: trained, up to the last log line; `best`: the step whose
     validation came out best, and its number.

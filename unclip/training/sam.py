@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken at the worst point of a small ball around the weights.
+"""Sharpness-aware minimisation (Foret et al. 2021): the gradient at the worst point of a small ball around the weights.
 
     backward at w; before = sam_ascend(parameters, rho)
     zero_grad; backward at w + e; sam_restore(parameters, before); step

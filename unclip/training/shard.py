@@ -1,4 +1,4 @@
-"""Weights shared out over processes by FSDP2, and the way between a shard and the whole tensor.
+"""FSDP2 sharding of weights, and the way between a shard and the whole tensor.
 
 A sharded parameter is a DTensor.  Everything in the loop that works number by number (the optimiser, averages) works on
 `local` tensors, which are the process's own rows as plain tensors in the same memory; states hold whole tensors.

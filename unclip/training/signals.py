@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the loop looks at between steps."""
+"""SIGTERM and SIGINT as a flag that the loop checks between steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run on disk: safetensors and JSON in a folder per step, complete or not there.
+"""Training checkpoints: safetensors and JSON in a folder per step, complete or absent.
 
     run/state/step-00000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
 

@@ -1,4 +1,4 @@
-"""Held-out samples looked at while training goes on: always the same ones, by the same noise."""
+"""Validation during training: always the same held-out samples with the same noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens between steps: bad steps, log lines, validations, grids of samples, states, signals."""
+"""What runs between steps: skipped steps, log lines, validation, sample grids, checkpoints, signals."""
 
 from __future__ import annotations
 

@@ -50,21 +50,21 @@ class Conv3x3(nn.Conv2d):
         if h * w < LARGE or not self._bare(input):
             return self(interpolate(input, scale_factor=2, mode="nearest"))
         assert self.bias is not None
-        fours = conv2d(input, _phases(self.weight), self.bias.repeat(4), padding=1).permute(0, 2, 3, 1)
+        fours = conv2d(input, _phases(self.weight), self.bias.repeat(4), padding=1).permute(0, 2, 3, 1)  # (b, h + 1, w + 1, 4 o)
         out = fours.new_empty(b, 2 * h, 2 * w, self.out_channels)
         for i, four in enumerate(fours.split(self.out_channels, dim=-1)):
             y, x = divmod(i, 2)
             out[:, y::2, x::2] = four[:, y : y + h, x : x + w]
-        return out.permute(0, 3, 1, 2)
+        return out.permute(0, 3, 1, 2)  # (b, o, 2 h, 2 w)
 
     def _surroundings(self, x: Tensor, product: Callable[..., Tensor]) -> Tensor:
         b, c, h, w = x.shape
         padded = pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (b, h + 2, w + 2, c)
         row, column = padded.stride(1), padded.stride(2)
         around = padded.as_strided((b, h, w, 3, 3 * c), (padded.stride(0), row, column, row, 1))
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (o, 9 c)
         out = product(around.reshape(b * h * w, 9 * c), weight, self.bias, "none", [], "")
-        return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+        return out.view(b, h, w, -1).permute(0, 3, 1, 2)  # (b, o, h, w)
 
     def _as_product(self, x: Tensor) -> bool:
         return x.shape[2] * x.shape[3] <= SMALL and self.weight.numel() >= HEAVY

@@ -21,7 +21,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not plain(input) or input.dtype != self.weight.dtype:
             return super().forward(input)
-        x = input.reshape(-1, self.in_features)
+        x = input.reshape(-1, self.in_features)  # (rows, in)
         if (onednn := onednn_linear(x.dtype)) is not None and self.weight.is_contiguous():
             out = onednn(x.contiguous(), self.weight, self.bias, "none", [], "")
         elif len(x) <= ROWS:
@@ -29,4 +29,4 @@ class Linear(nn.Linear):
             out = out if self.bias is None else out + self.bias
         else:
             return super().forward(input)
-        return out.reshape(*input.shape[:-1], self.out_features)
+        return out.reshape(*input.shape[:-1], self.out_features)  # (..., out)

@@ -1,4 +1,4 @@
-"""What a training will need before it is paid for: parameters, memory of a card, FLOPs, days."""
+"""Plan a training before it is paid for: parameters, memory of a card, FLOPs, days."""
 
 from .count import Count, count
 from .fake import fake

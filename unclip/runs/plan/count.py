@@ -1,4 +1,4 @@
-"""The FLOPs of a training step and the memory that it takes, counted while it runs, on real or fake components."""
+"""Count FLOPs and memory of a training step while it runs, on real or fake components."""
 
 from __future__ import annotations
 

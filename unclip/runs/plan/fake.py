@@ -1,4 +1,4 @@
-"""Components without weights: they compute shapes alone, so that a model of any size can be run through on a laptop.
+"""Fake components: parameters without memory, so that a model of any size can be run through on a laptop.
 
 Parameters are torch's fake tensors, which say that they live on the CPU and hold nothing.  What meets them turns fake; batches,
 masks, noise and buffers stay real, so that code which looks at them (how long is the longest caption?) runs as always.
