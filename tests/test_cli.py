@@ -118,7 +118,7 @@ def test_options_reach_their_stages(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert asked["decoder"] == own["decoder"].config.sampling.replace(guidance=4.0)
     assert asked["prior"] == own["prior"].config.sampling.replace(guidance=1.5) and asked["dtype"] == torch.bfloat16
     assert asked["upsamplers"] == [own["upsampler_64"].config.sampling, own["upsampler_256"].config.sampling]
-    run(folder, "two dogs", "-o", "x.png", "--size", 16, "--steps", "decoder=5, prior=4,upsampler_256=2", "--device", "cpu")
+    run(folder, "two dogs", "-o", "y.png", "--size", 16, "--steps", "decoder=5, prior=4,upsampler_256=2", "--device", "cpu")
     assert (asked["decoder"].steps, asked["prior"].steps) == (5, 4)
     assert [s.steps for s in asked["upsamplers"]] == [tiny.STEPS, 2]
 
@@ -220,10 +220,10 @@ def test_two_priors_in_one_model(folder: Path) -> None:
         (("--prior", "diffusion"), tiny.pipeline()),
         (("--prior", "ar"), tiny.pipeline(prior=prior)),
     ):
-        run(Path("both"), "two dogs", "-o", "x.png", "--size", 16, *kind)
+        run(Path("both"), "two dogs", "-o", "x.png", "--size", 16, "--overwrite", *kind)
         with Image.open("x.png") as picture:
             assert picture.tobytes() == to_pil(expected.generate("two dogs", size=16).images[0]).tobytes()
-    ask = ("generate", "two dogs", "-o", "x.png", "--model")
+    ask = ("generate", "two dogs", "-o", "y.png", "--model")
     assert "has no component 'ar_prior'; its priors: prior" in fails(*ask, folder, "--prior", "ar")
     assert "no prior 'arr'; there are diffusion, ar" in fails(*ask, folder, "--prior", "arr")
     assert list(checkpoint.open_pipeline("both").components)[:4] == ["clip", "prior", "ar_prior", "decoder"]

@@ -178,13 +178,13 @@ def test_options_reach_the_verb(
     monkeypatch.setattr(UnCLIP, verb, lambda self, *a, **k: asked.update(k) or canned)
     run(*words.split(), "-o", "out.png", *options)
     assert {"size": 256, "inversion": OWN, **expected}.items() <= asked.items()
-    run(*words.split(), "-o", "out.png", *options, "--size", 16, "--inversion-steps", 7, "--refine", 0)
+    run(*words.split(), "-o", "out.png", "--overwrite", *options, "--size", 16, "--inversion-steps", 7, "--refine", 0)
     assert {"size": 16, "inversion": OWN.replace(steps=7, refine=0), **expected}.items() <= asked.items()
     monkeypatch.setattr(job, "LARGEST", 100)
-    run(*words.split(), "-o", "out.png")
+    run(*words.split(), "-o", "out.png", "--overwrite")
     assert asked["size"] == 64
     monkeypatch.setattr(job, "LARGEST", 8)
-    run(*words.split(), "-o", "out.png")
+    run(*words.split(), "-o", "out.png", "--overwrite")
     assert asked["size"] == 16
 
 

@@ -17,7 +17,17 @@ import torch
 
 from unclip import files
 from unclip.config import Config
-from unclip.files import read_json, regular_file, sync, visible, write_files, write_folder
+from unclip.files import (
+    check_files,
+    check_folder,
+    check_output,
+    read_json,
+    regular_file,
+    sync,
+    visible,
+    write_files,
+    write_folder,
+)
 from unclip.sampling import Sampling
 from unclip.training import state
 from unclip.weights import tensors
@@ -107,16 +117,32 @@ def test_all_files_or_none(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("before")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "x").write_text("mine")
-    with pytest.raises(ValueError, match="cannot write .*/c: Is a directory"):
+    with pytest.raises(ValueError, match="cannot write .*/c: it is a folder"):
         write_files([(tmp_path / name, name.encode()) for name in "abc"])
     assert (tmp_path / "a").read_text() == "before" and sorted(os.listdir(tmp_path)) == ["a", "c"]
     write_files([(tmp_path / name, name.encode()) for name in "ab"])
     assert (tmp_path / "a").read_text() == "a" and sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 
-def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_replaced_comes_back_where_a_later_one_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("before")
+    replace = os.replace
+
+    def fail_at_c(source: Any, target: Any) -> None:
+        if Path(target).name == "c":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source), None, str(target))  # as of a file that is open
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_c)
+    with pytest.raises(ValueError, match="cannot write .*/c: Permission denied"):
+        write_files([(tmp_path / name, name.encode()) for name in "abc"])
+    assert (tmp_path / "a").read_text() == "before" and sorted(os.listdir(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOTSUP, "Operation not supported"), NotImplementedError("follow_symlinks")])
+def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOTSUP, "Operation not supported")
+        raise error
 
     monkeypatch.setattr(os, "link", refuse)
     write_files([(tmp_path / "a", b"1")])
@@ -158,6 +184,145 @@ def test_several_threads_write_to_one_path(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == [] and (tmp_path / "x").read_bytes() in contents and os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_there_is_replaced_only_where_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("before")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("b", "link"):
+        for check in (check_files, lambda paths: write_files([(path, b"new") for path in paths], overwrite=False)):
+            with pytest.raises(ValueError, match=f"/{name} exists already: choose another name.*--overwrite"):
+                check([tmp_path / "a", tmp_path / name])
+        check_files([tmp_path / "a", tmp_path / name], overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["b", "link"] and (tmp_path / "b").read_text() == "before"
+
+
+def test_devices_and_pipes_are_never_replaced(special: dict[str, str]) -> None:
+    for path, kind in special.items():
+        if path != "link":
+            for check in (check_files, lambda paths, overwrite: write_files([(path, b"new") for path in paths], overwrite)):
+                with pytest.raises(ValueError, match=f"cannot write {path}: it is a {kind}"):
+                    check([Path(path)], overwrite=True)
+
+
+def test_what_is_read_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("in/deep")
+    for name in ("a", "in/deep/b"):
+        Path(name).write_text("kept")
+    os.symlink("a", "to-a")
+    os.link("a", "also-a")
+    for output, given in (("a", "a"), ("a", tmp_path / "a"), ("to-a", "a"), ("a", "to-a"), ("also-a", "a"), ("in/deep/b", "in")):
+        with pytest.raises(ValueError, match=f"^{output} is read here .*, so it is not replaced: choose another output"):
+            check_files([Path(output)], overwrite=True, inputs=["a red heart", "x" * 9000, "~nobody-has-this-name/x", given])
+    check_files([Path("a"), Path("in/deep/c")], overwrite=True, inputs=["in", "lost"])  # what is not there yet is no input
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("n" * 300 + ".png", "File name too long"),
+        ("new/" + "n" * 300 + "/x.png", "File name too long"),
+        ("ä" * 130 + ".png", "File name too long"),  # 264 bytes in 134 letters
+        ("/".join(["deep" * 20] * 60) + "/x.png", "File name too long"),
+        ("half \ud83e.png", "this file system has no such names"),
+        ("zero \0.png", "this file system has no such names"),
+        ("file/new/x.png", "Not a directory"),
+        ("lost/x.png", "is a link that leads nowhere"),
+        ("/proc/new/x.png", "No such file"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_is_drawn(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "lost").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"^cannot write .*{message}") as error:
+        check_files([check_output(tmp_path / path)])
+    assert "\n" not in str(error.value) and str(error.value).isprintable() and sorted(os.listdir(tmp_path)) == ["file", "lost"]
+
+
+def test_names_of_devices_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a file called `nul.png` is written into nothing, without an error."""
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: None if path.stem in ("nul", "con") else touch(path))
+    for path in ("nul.png", "con/x.png"):
+        with pytest.raises(ValueError, match="cannot write .*: (nul|con).* is the name of a device"):
+            check_files([tmp_path / path])
+    check_files([tmp_path / "annul.png"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folders_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o555)
+    for check in (lambda path: check_files([path]), check_folder, lambda path: write_files([(path, b"1")])):
+        for path in ("theirs/x", "theirs/new/x"):
+            with pytest.raises(ValueError, match="cannot write .*: Permission denied"):
+                check(tmp_path / path)
+
+
+def fill(text: str, *names: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+
+    return write
+
+
+def test_folders_are_replaced_only_by_their_own_kind(tmp_path: Path) -> None:
+    kind, folder = ("index", r"part_\d", "notes"), tmp_path / "made"
+    write_folder(folder, fill("1", "index", "part_1/x", "notes"))
+    with pytest.raises(ValueError, match="exists already and is not an empty folder: choose a new one .it holds notes.$"):
+        write_folder(folder, fill("2", "index"), overwrite=True)
+    with pytest.raises(ValueError, match="choose a new one, or have it replaced with --overwrite"):
+        write_folder(folder, fill("2", "index"), replaces=kind)
+    write_folder(folder, fill("2", "index", "part_2/x"), overwrite=True, replaces=kind)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["index", "made", "part_2", "x"]
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"choose a new one \(it holds thesis.txt\)"):
+        write_folder(folder, fill("3", "index"), overwrite=True, replaces=kind)
+    (folder / "thesis.txt").unlink()
+    (folder / ".DS_Store").touch()
+    write_folder(folder, fill("3", "index"), overwrite=True, replaces=kind)
+    (folder / "index").rename(folder / "notes")
+    with pytest.raises(ValueError, match="choose a new one$"):
+        write_folder(folder, fill("4", "index"), overwrite=True, replaces=kind)
+    assert (folder / "notes").read_text() == "3"
+
+
+def test_a_folder_stays_where_its_successor_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename = tmp_path / "made", Path.rename
+    write_folder(folder, fill("1", "index"))
+
+    def full(aside: Path) -> None:
+        fill("2", "index")(aside)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ValueError, match="could not write .*made: No space left"):
+        write_folder(folder, full, overwrite=True, replaces=("index",))
+
+    def interrupted(source: Path, target: Path) -> Path:
+        if target == folder and (source / "index").read_text() == "2":
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(folder, fill("2", "index"), overwrite=True, replaces=("index",))
+    assert (folder / "index").read_text() == "1" and os.listdir(tmp_path) == ["made"]
+
+
+def test_folders_that_are_read_or_links_are_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    write_folder(folder, fill("1", "index", "part_1/x"))
+    (tmp_path / "link").symlink_to("made")
+    for given in (folder, tmp_path / "link", folder / "part_1"):
+        with pytest.raises(ValueError, match="made is read here .*, so it is not replaced"):
+            check_folder(folder, True, ("index", "part_1"), ["emoji", given])
+    with pytest.raises(ValueError, match="link is a link: name the folder itself"):
+        check_folder(tmp_path / "link", True, ("index", "part_1"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file exists already and is not an empty folder"):
+        check_folder(tmp_path / "file", True, ("file",))
 
 
 class Windows:

@@ -26,7 +26,7 @@ from .config import Config, visible
 from .deprecation import renamed_attributes
 from .files import read_json, write_files, write_folder
 from .hub import CONFIG, INDEX, locate
-from .index import PRIORS, Index
+from .index import COMPONENT_FILES, PRIORS, Index
 
 __getattr__ = renamed_attributes(__name__, {"Part": "Component", "load_part": "load_component"})
 
@@ -65,10 +65,10 @@ class Component(nn.Module, Generic[C]):
         where: torch.device = next(self.parameters()).device if self.offload is None else self.offload.device
         return where
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
-        """Write `config.json` and `model.safetensors` (parameters in `dtype`, when given) into a new `folder`."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None, overwrite: bool = False) -> None:
+        """Write `config.json` and `model.safetensors` (parameters in `dtype`) into a new `folder`; `overwrite` an older one."""
         stored = None if dtype is None else dtype_of(dtype)
-        write_folder(folder, lambda aside: self.write(aside, stored))
+        write_folder(folder, lambda aside: self.write(aside, stored), overwrite, COMPONENT_FILES)
 
     def write(self, folder: Path, dtype: torch.dtype | None = None, component: str | None = None) -> None:
         """The two files, into a folder that may be there.  `component`: what it is in a pipeline, to be checked again."""

@@ -60,8 +60,8 @@ def metadata(path: str | Path) -> dict[str, str]:
         return dict(getattr(image, "text", {}))
 
 
-def save_grid(images: Float[Tensor, "n 3 h w"], path: Path) -> None:
-    """Pictures in [-1, 1] side by side on a nearly square PNG, written aside and renamed."""
+def grid(images: Float[Tensor, "n 3 h w"]) -> bytes:
+    """Pictures in [-1, 1] side by side on a nearly square PNG."""
     from PIL import Image
 
     n, _, height, width = images.shape
@@ -71,13 +71,9 @@ def save_grid(images: Float[Tensor, "n 3 h w"], path: Path) -> None:
         top, left = i // columns * height, i % columns * width
         canvas[:, top : top + height, left : left + width] = image
     pixels = ((canvas.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    try:
-        Image.fromarray(pixels).save(aside, format="PNG")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)  # of a full disk
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def sheet(rows: Sequence[Sequence[Image]], labels: Sequence[Sequence[str]], title: str = "") -> Image:

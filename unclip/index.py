@@ -13,6 +13,18 @@ from .config import Config, visible
 PRIORS = ("prior", "ar_prior")  # beside the prior there may be an autoregressive one, to be asked for
 # Of pipelines: the components that each kind must have, and all but upsamplers that it may have.
 KINDS = {"UnCLIP": (("clip", "decoder"), ("clip", *PRIORS, "decoder")), "Cascade": (("decoder",), ("decoder", "guide"))}
+# Patterns of all names in the folder of a pipeline, and of a component: first the one that is always there.
+PIPELINE_FILES = (
+    r"unclip\.json",
+    r"provenance\.json",
+    r"pca\.safetensors",
+    "clip",
+    *PRIORS,
+    "decoder",
+    r"upsampler_\d+",
+    "guide",
+)
+COMPONENT_FILES = (r"config\.json", r"model\.safetensors")
 _UPSAMPLER = re.compile(r"upsampler_[1-9]\d{0,9}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Errors
+from .common import Errors, Overwrite
 
 app = typer.Typer(no_args_is_help=True, help="Look at training data, and write them as tar shards.")
 
@@ -34,6 +34,7 @@ def check(
     labels: Labels = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the whole report, as JSON.")] = None,
     threads: Annotated[int, typer.Option(help="That read and decode at once.", min=1)] = 4,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read everything once: counts, sizes, caption lengths, classes, duplicates, broken files by name.
 
@@ -41,14 +42,14 @@ def check(
     """
     with Errors():
         from unclip.data.check import check as run
-        from unclip.files import check_output, write_files
+        from unclip.files import check_files, check_output, write_files
 
         if json is not None:
-            check_output(json, (".json",), folder=False)
+            check_files([check_output(json, (".json",), folder=False)], overwrite, [source])
         with _Bar("check") as bar:
             report = run(source, labels=labels, threads=threads, progress=bar)
         if json is not None:
-            write_files([(json, report.to_json().encode())])
+            write_files([(json, report.to_json().encode())], overwrite)
         for line in report.lines():
             typer.echo(line)
     if not report.fine:
@@ -63,6 +64,7 @@ def pack(
     size_per_shard: Annotated[int, typer.Option(help="At most so many MiB in a shard.", min=1)] = 1024,
     size: Annotated[int | None, typer.Option(help="Make square PNGs of this side; else the files as they are.", min=1)] = None,
     labels: Labels = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write captioned pictures as tar shards in the webdataset convention; broken ones are named and left out.
 
@@ -70,9 +72,12 @@ def pack(
     """
     with Errors():
         from unclip.data.open import open_source
+        from unclip.data.pack import SHARDS
         from unclip.data.pack import pack as run
         from unclip.data.source import Source as DataSource
+        from unclip.files import check_folder
 
+        check_folder(folder, overwrite, SHARDS, [source])
         opened = open_source(source, labels)
         if not isinstance(opened, DataSource):
             raise ValueError(f"{source} holds embeddings; pictures are what is packed")
@@ -83,6 +88,7 @@ def pack(
                 samples_per_shard=samples_per_shard,
                 bytes_per_shard=size_per_shard * 2**20,
                 size=size,
+                overwrite=overwrite,
                 progress=bar,
             )
         left = f", {len(packed.broken)} broken ones left out" if packed.broken else ""

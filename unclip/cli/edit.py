@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from .bars import Bars
-from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load
-from .job import LARGEST, LATENT, Job, inversion_of, is_latent, open_job, read_source
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load
+from .job import LARGEST, LATENT, Job, check_edit, inversion_of, is_latent, open_job, read_source, rows_of
 
 if TYPE_CHECKING:
     from unclip.editing.edits import NoisePath
@@ -45,14 +45,16 @@ def vary(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw variations of a picture: what it shows, with other details."""
     with Errors():
         if fresh:
             _refuse("with --fresh", {"--eta": eta, "--inversion-steps": inversion_steps, "--refine": refine})
         _refuse_inversion([image], inversion_steps, refine)
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source, eta = read_source(image), 1.0 if eta is None else eta
+        check_edit(output, range(first, first + n * rows_of(source)), [image], overwrite)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
         with Bars() as bars:
             edit = job.pipe.vary(
                 source,
@@ -66,7 +68,7 @@ def vary(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output)
+        _write(edit, output, overwrite)
 
 
 def interpolate(
@@ -83,6 +85,7 @@ def interpolate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a path from picture to picture, or from caption to caption."""
     with Errors():
@@ -91,8 +94,10 @@ def interpolate(
         if x_t == "fixed":
             _refuse("with --x-t fixed", {"--inversion-steps": inversion_steps, "--refine": refine})
         _refuse_inversion(sources, inversion_steps, refine)
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         opened = [read_source(source) for source in sources]
+        count = (sum(map(rows_of, opened)) - 1) * (steps - 1) + 1
+        check_edit(output, range(count), sources, overwrite)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
         with Bars() as bars:
             edit = job.pipe.interpolate(
                 opened,
@@ -104,7 +109,7 @@ def interpolate(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output)
+        _write(edit, output, overwrite)
 
 
 def diff(
@@ -125,12 +130,14 @@ def diff(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a picture towards what one caption says and another does not."""
     with Errors():
         _refuse_inversion([image], inversion_steps, refine)
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         opened = read_source(image)
+        check_edit(output, range(steps * rows_of(opened)), [image], overwrite)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
         with Bars() as bars:
             edit = job.pipe.text_diff(
                 opened,
@@ -144,7 +151,7 @@ def diff(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output)
+        _write(edit, output, overwrite)
 
 
 def reconstruct(
@@ -160,6 +167,7 @@ def reconstruct(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture from its latent again, or from the first principal components of its embedding."""
     with Errors():
@@ -169,14 +177,15 @@ def reconstruct(
             _refuse("with --pca", {"--inversion-steps": inversion_steps, "--refine": refine})
         _refuse_inversion([image], inversion_steps, refine)
         components = None if pca is None else _numbers(pca)
-        job = open_job(output, model, device, dtype, size, guidance, inversion_steps, refine, offload)
         source = read_source(image)
+        check_edit(output, range(rows_of(source) * (1 if components is None else len(components))), [image], overwrite)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
         with Bars() as bars:
             if components is None:
                 edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, callback=bars)
             else:
                 edit = job.pipe.reconstruct_pca(source, components, guidance=guidance, seed=seed, size=job.size, callback=bars)
-        _write(edit, output)
+        _write(edit, output, overwrite)
 
 
 def invert(
@@ -187,19 +196,20 @@ def invert(
     refine: Refine = None,
     device: Device = "cpu",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
     with Errors():
-        from unclip.files import check_output
+        from unclip.files import check_files, check_output
 
-        check_output(output, (LATENT,), folder=False)
+        check_files([check_output(output, (LATENT,), folder=False)], overwrite, [image])
         if is_latent(image):
             raise ValueError(f"{image} is a latent already: give the picture")
         pipe = load(model, device, "float32", "prior", offload)
         job = Job(pipe, pipe.sizes[0], inversion_of(pipe, inversion_steps, refine))
         with Bars() as bars:
             latent = pipe.invert(image, inversion=job.inversion, callback=bars)
-        latent.save(output)
+        latent.save(output, overwrite)
         typer.echo(output)
 
 
@@ -222,6 +232,6 @@ def _refuse(where: str, options: Mapping[str, object]) -> None:
         raise ValueError(f"{' and '.join(used)} would change nothing {where}")
 
 
-def _write(edit: Edit, output: Path) -> None:
-    for path in edit.save(output):
+def _write(edit: Edit, output: Path, overwrite: bool) -> None:
+    for path in edit.save(output, overwrite):
         typer.echo(path)

@@ -32,6 +32,7 @@ def embed(
         from tqdm import tqdm
 
         from unclip.checks import device_of
+        from unclip.data.embed import check_claim
         from unclip.data.embed import embed as run
         from unclip.data.open import open_source
         from unclip.data.reader import Reader
@@ -40,6 +41,7 @@ def embed(
 
         if dtype not in ("float32", "float16"):
             raise ValueError(f"no dtype {dtype!r}; embeddings are stored in float32 or float16")
+        check_claim(folder)
         # What torchrun tells each process; they share the work without ever talking to each other.
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if device == "cuda" and "LOCAL_RANK" in os.environ:

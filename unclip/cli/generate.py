@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .bars import Bars
-from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Seed, load_any
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load_any
 from .settings import PRESETS, settings, upsamplers
 
 KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the components that they are
@@ -37,12 +37,15 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures for captions."""
     with Errors():
-        from unclip.files import check_output
+        from unclip.files import check_files
+        from unclip.pipelines.generation import picture_paths
 
-        check_output(output)  # before minutes are spent on what could not be written
+        count = n * max(1, len(captions or label or ()))
+        check_files(picture_paths(output, range(first, first + count)), overwrite)  # before minutes are spent in vain
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         if prior not in KINDS:
@@ -63,7 +66,7 @@ def generate(
             else:
                 labels = None if label is None else class_labels(label, pipe.label_names)
                 result = pipe.generate(captions or None, labels, **request, callback=bars)
-        for path in result.save(output):
+        for path in result.save(output, overwrite):
             typer.echo(path)
 
 
@@ -76,12 +79,13 @@ def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, of diffusers or its five files.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write public weights of another format in this package's, without running anything in them."""
     with Errors():
         from unclip.convert import convert as run
 
-        run(source, folder, dtype)
+        run(source, folder, dtype, overwrite=overwrite)
         typer.echo(folder)
 
 

@@ -1,7 +1,8 @@
-"""Set up an edit command: the loaded pipeline and the options of all edits."""
+"""Set up an edit command: the loaded pipeline, the options of all edits, an output that can be written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -26,7 +27,6 @@ class Job(NamedTuple):
 
 
 def open_job(
-    output: Path,
     model: str,
     device: str,
     dtype: str,
@@ -37,11 +37,8 @@ def open_job(
     offload: bool = False,
 ) -> Job:
     """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
-    from unclip.files import check_output
-    from unclip.images import ANIMATIONS
     from unclip.sampling import Sampling
 
-    check_output(output, (".png", *ANIMATIONS))
     if guidance is not None:
         Sampling(guidance=guidance)
     pipe = load(model, device, dtype, "prior", offload)
@@ -49,6 +46,14 @@ def open_job(
         size = max([s for s in pipe.sizes if s <= LARGEST], default=pipe.sizes[0])
     pipe.stages(size)  # refuses what it does not make
     return Job(pipe, size, inversion_of(pipe, inversion_steps, refine))
+
+
+def check_edit(output: Path, numbers: range, sources: Sequence[str | Path], overwrite: bool) -> None:
+    """ValueError for an output that cannot be written, or must not be."""
+    from unclip.editing.result import edit_paths
+    from unclip.files import check_files
+
+    check_files(edit_paths(output, numbers), overwrite, sources)
 
 
 def inversion_of(pipe: UnCLIP, steps: int | None, refine: int | None) -> Inversion:
@@ -66,6 +71,11 @@ def read_source(source: G) -> G | Latent:
     from unclip.editing.latent import Latent
 
     return Latent.load(source) if is_latent(source) else source
+
+
+def rows_of(source: str | Path | Latent) -> int:
+    """How many pictures it is."""
+    return 1 if isinstance(source, (str, Path)) else len(source)
 
 
 def is_latent(source: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from decoder import Decoder, DecoderConfig
@@ -25,7 +24,6 @@ from unclip.conditions import Caption, Conditions, ImageEmbedding
 from unclip.config import Config
 from unclip.data.open import DataConfig
 from unclip.diffusion.schedule import ScheduleConfig
-from unclip.files import write_files
 from unclip.nn.transformer import TransformerConfig
 from unclip.nn.unet import UNetConfig
 from unclip.runs import Training, load_clip
@@ -72,12 +70,6 @@ def starter(
         held_out=None if held_out is None else DataConfig(source=held_out, size=size),  # too few to be worth embeddings
         train=_train(chosen, scale),
     )
-
-
-def write(training: Training, path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists already: choose another file, nothing is overwritten")
-    write_files([(path, training.to_json().encode())])
 
 
 def _started(source: str, stage: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Errors
+from .common import Errors, Overwrite
 
 if TYPE_CHECKING:
     from unclip.runs import Training
@@ -34,13 +34,16 @@ def config(
     embeddings: Annotated[str | None, typer.Option(help="What `unclip embed` made of these data.")] = None,
     held_out: Annotated[str | None, typer.Option(help="Data for validation, of the same kind as SOURCE.")] = None,
     start: Annotated[str | None, typer.Option(help="Train these weights on: a model, a component's folder, a run.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
     with Errors():
+        from unclip.files import check_files, check_output, write_files
         from unclip.runs import recipes
 
-        from .starters import STARTERS, starter, write
+        from .starters import STARTERS, starter
 
+        check_files([check_output(output, (".json",), folder=False)], overwrite)
         if stage in STARTERS:
             if source is None:
                 raise ValueError(f"a {stage} is trained on pictures: name them, as in unclip config {stage} pictures -o x.json")
@@ -51,7 +54,7 @@ def config(
             made = recipes.find(stage)
         else:
             raise ValueError(f"no stage {stage!r}; there are {', '.join((*STARTERS, *recipes.functions()))}")
-        write(made, output)
+        write_files([(output, made.to_json().encode())], overwrite)
         typer.echo(output)
 
 
@@ -102,11 +105,14 @@ def assemble(
     ar_prior: Annotated[str | None, typer.Option(help="A second prior, for `generate --prior ar`.")] = None,
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
+    overwrite: Overwrite = False,
 ) -> None:
     """Put trained components together to a pipeline that every command takes as --model."""
     with Errors():
         from prior import ARPrior
         from unclip.checks import dtype_of
+        from unclip.files import check_folder
+        from unclip.index import PIPELINE_FILES
         from unclip.pipelines.cascade import Cascade
         from unclip.pipelines.unclip import UnCLIP
         from unclip.runs import load_clip, open_component
@@ -115,6 +121,12 @@ def assemble(
         kind = dtype_of(dtype)
         if clip is None and (prior or ar_prior):
             raise ValueError("--prior draws the embeddings of a CLIP: name that too, with --clip")
+        named = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
+        sources = {stage: source for stage, source in named.items() if source} | {
+            f"upsampler {i + 1}": source for i, source in enumerate(upsampler or [])
+        }
+        read = [place for source in sources.values() for place in (source, source.rpartition(":")[0]) if place]  # MODEL:PART
+        check_folder(folder, overwrite, PIPELINE_FILES, read)
         first = (
             None
             if prior is None
@@ -128,16 +140,13 @@ def assemble(
         if clip is None and "image_embed" in drawing.takes:
             problem = f"--decoder {decoder} draws pictures for the image embeddings of a CLIP"
             raise ValueError(f"{problem}: name that with --clip, and with --prior what draws them for captions")
-        named = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
-        sources = {stage: source for stage, source in named.items() if source} | {
-            f"upsampler {i + 1}": source for i, source in enumerate(upsampler or [])
-        }
         options: dict[str, Any] = {"name": name or folder.name}
         options["provenance"] = {"parts": {stage: _metadata(source) for stage, source in sources.items()}}
         if clip is None:
-            Cascade(drawing, uppers, **options).save_pretrained(folder, kind)
+            Cascade(drawing, uppers, **options).save_pretrained(folder, kind, overwrite=overwrite)
         else:
-            UnCLIP(load_clip(clip), first, drawing, uppers, **options).save_pretrained(folder, kind, ar_prior=second)
+            pipe = UnCLIP(load_clip(clip), first, drawing, uppers, **options)
+            pipe.save_pretrained(folder, kind, ar_prior=second, overwrite=overwrite)
         typer.echo(folder)
 
 

@@ -16,7 +16,8 @@ from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline
 from unclip.checks import dtype_of
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
-from unclip.files import read_json, visible, write_folder
+from unclip.files import check_folder, read_json, visible, write_folder
+from unclip.index import PIPELINE_FILES
 
 from . import karlo_diffusers, karlo_original
 
@@ -56,12 +57,14 @@ def convert(
     dtype: torch.dtype | str = "float32",
     variant: str | None = None,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write public weights (a folder, a hub id) into a new `folder` in this package's format, one component in memory at a time.
 
-    dtype: of the stored parameters.  variant, revision: as in `open_pipeline`.
+    dtype: of the stored parameters.  variant, revision: as in `open_pipeline`.  overwrite: in place of a pipeline that is there.
     """
     kind = dtype_of(dtype)
+    check_folder(folder, overwrite, PIPELINE_FILES, [source])
     stored = open_pipeline(source, variant=variant, revision=revision)
     if stored.clip_identity is not None:
         raise ValueError(
@@ -81,4 +84,4 @@ def convert(
         (aside / INDEX).write_text(index.to_json())
         (aside / PROVENANCE).write_text(json.dumps(stored.provenance, indent=2) + "\n")
 
-    write_folder(folder, write)
+    write_folder(folder, write, overwrite, PIPELINE_FILES)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unclip.checkpoint import fingerprint
 from unclip.clip.identity import identity
 from unclip.clip.preprocess import fit_square
-from unclip.files import write_files
+from unclip.files import check_files, write_files
 from unclip.trees import move
 from unclip.types import ImageTextEncoder, Text
 
@@ -99,19 +99,27 @@ def _evaluating(clip: ImageTextEncoder) -> Iterator[None]:
         module.train(training)
 
 
+def check_claim(folder: Path) -> None:
+    """ValueError unless embeddings can be written into a folder: a new one, or one that has some."""
+    path = folder / INDEX
+    other = folder.exists() and (not folder.is_dir() or any(not left.name.startswith(".") for left in folder.iterdir()))
+    if path.exists():  # asked last, for another process may have written it meanwhile
+        return
+    if other:
+        raise ValueError(f"{folder} is not empty and holds no embeddings: choose a new folder")
+    check_files([path], overwrite=True)
+
+
 def _claim(folder: Path, index: EmbeddingIndex, clip: ImageTextEncoder) -> None:
     """Write the index into a new folder, or see that the one there is of the same work."""
     path = folder / INDEX
+    check_claim(folder)
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(not left.name.startswith(".") for left in folder.iterdir())):
-            if not path.exists():  # another process may have written it meanwhile
-                raise ValueError(f"{folder} is not empty and holds no embeddings: choose a new folder")
-        else:
-            try:
-                write_files([(path, index.to_json().encode())])
-            except ValueError:
-                if not path.exists():  # another process wrote the same at the same moment
-                    raise
+        try:
+            write_files([(path, index.to_json().encode())], overwrite=False)
+        except ValueError:
+            if not path.exists():  # another process wrote the same at the same moment
+                raise
     before = EmbeddingIndex.load(path)
     before.refuse(clip, folder)
     if (before.data, before.count) != (index.data, index.count):

@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip.files import refuse_pointer, regular_file
+from unclip.checks import path_of
+from unclip.files import refuse_pointer, regular_file, write_files
 from unclip.randomness import Noise
 from unclip.trees import move
 from unclip.types import Batch, ImageTextEncoder, Text
+from unclip.weights import to_bytes
 
 from .order import Data
 
@@ -101,23 +103,17 @@ class Embeddings:
                     f" the least cosine is {least:.3f}; compute them again"
                 )
 
-    def save(self, path: str | Path) -> None:
-        """One safetensors file, written aside and renamed; keys and captions are JSON in its metadata."""
-        from safetensors.torch import save_file
+    def save(self, path: str | Path, overwrite: bool = True) -> None:
+        """One safetensors file, written aside and renamed; keys and captions are JSON in its metadata.
 
+        ValueError for a full disk, and for what is there already unless `overwrite`.
+        """
         tensors = {"image_embed": self.image_embed}
         metadata = {"format": FORMAT, "keys": json.dumps(self.keys)}
         if self.text is not None:
             metadata["strings"] = json.dumps(self.text.strings)
             tensors |= {f"text.{name}": getattr(self.text, name) for name in TEXT_TENSORS}
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_files([(path_of(path), to_bytes(tensors, metadata))], overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Embeddings:

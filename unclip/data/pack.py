@@ -20,6 +20,7 @@ from .naming import member_name
 from .sample import caption_lines
 from .source import Source
 
+SHARDS = (r"00000\.tar", r"\d{5,}\.tar")
 SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
 
 
@@ -36,14 +37,16 @@ def pack(
     samples_per_shard: int | None = 10_000,
     bytes_per_shard: int | None = None,
     size: int | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Packed:
     """Write `folder`/00000.tar and so on, in the order of keys, each as large as both limits allow.
 
     Pictures keep their very bytes or, with `size`, become square PNGs of that side (which lose nothing more).  Captions are a
     .txt with one a line; those with line breaks or blanks around them a .json; a label is the field "label" of that .json.
-    Broken pictures are left out, each told in a warning.  Equal sources give equal bytes.  ValueError: the folder exists and
-    is not empty; the disk is full (nothing is left then).
+    Broken pictures are left out, each told in a warning.  Equal sources give equal bytes.  overwrite: replace a
+    folder that holds such shards and nothing else.  ValueError: any other that is not empty; the disk is full (nothing is left
+    then).
     """
     limits = {"samples per shard": samples_per_shard, "bytes per shard": bytes_per_shard, "size": size}
     for what, limit in limits.items():
@@ -72,7 +75,7 @@ def pack(
         if not names:
             raise ValueError(f"none of the {len(source.keys)} pictures in {source.name} can be read")
 
-    write_folder(folder, write)
+    write_folder(folder, write, overwrite, SHARDS)
     return Packed([Path(folder) / name for name in names], len(source.keys) - len(broken), broken)
 
 

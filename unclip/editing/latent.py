@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.checks import path_of
 from unclip.config import Config
 from unclip.files import visible, write_files
 from unclip.sampling import Sampling
@@ -71,11 +72,12 @@ class Latent:
     def __len__(self) -> int:
         return len(self.x_t)
 
-    def save(self, path: str | Path) -> None:
-        """One safetensors file, written aside and renamed."""
+    def save(self, path: str | Path, overwrite: bool = True) -> None:
+        """One safetensors file, written aside and renamed; ValueError where one is there that may not be replaced."""
         header = LatentHeader(sampling=self.sampling, captions=self.captions, models=dict(self.models))
         tensors = {"image_embed": self.image_embed.cpu().contiguous(), "x_t": self.x_t.cpu().contiguous()}
-        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT, "about": header.to_json()}))])
+        data = to_bytes(tensors, {"format": FORMAT, "about": header.to_json()})
+        write_files([(path_of(path), data)], overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Latent:

@@ -52,10 +52,10 @@ class PCA:
         kept = mean + (normalize(image_embed, dim=-1) - mean) @ basis @ basis.T
         return normalize(kept, dim=-1) * image_embed.norm(dim=-1, keepdim=True)
 
-    def save(self, path: str | Path) -> None:
-        """One safetensors file, written aside and renamed."""
+    def save(self, path: str | Path, overwrite: bool = True) -> None:
+        """One safetensors file, written aside and renamed; ValueError where one is there that may not be replaced."""
         tensors = {"mean": self.mean, "components": self.components, "variances": self.variances}
-        write_files([(Path(path), to_bytes(tensors, {"format": FORMAT}))])
+        write_files([(path_of(path), to_bytes(tensors, {"format": FORMAT}))], overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:

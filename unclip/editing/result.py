@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from .latent import Latent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SUFFIXES = (".png", *ANIMATIONS)
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,27 @@ class Edit:
                 names.insert(0, "given")
         return sheet(rows, labels)
 
-    def save(self, path: str | Path) -> list[Path]:
+    def save(self, path: str | Path, overwrite: bool = True) -> list[Path]:
         """A .png: the picture, or a labelled sheet of several; .gif or .webp: an animation; else a folder of PNGs by number.
 
-        Returns the files, all written or none.
+        Returns the files, all written or none.  overwrite: those that are there already are replaced; ValueError where not.
         """
-        path = check_output(path, (".png", *ANIMATIONS))
-        if path.suffix.lower() in ANIMATIONS:
-            write_files([(path, animation(self.pil(), path.suffix.lower()))])
-            return [path]
-        if path.suffix.lower() == ".png":
-            alone = {**self.metadata, "index": str(self.first)}
-            data = png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.metadata)
-            write_files([(path, data)])
-            return [path]
         numbers = range(self.first, self.first + len(self))
-        names = [path / f"{i:05d}.png" for i in numbers]
-        texts = [{**self.metadata, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]
-        write_files((name, png(image, text)) for name, image, text in zip(names, self.images, texts))
+        names, suffix = edit_paths(path, numbers), Path(path).suffix.lower()
+        data: Iterable[bytes]
+        if suffix in ANIMATIONS:
+            data = [animation(self.pil(), suffix)]
+        elif suffix == ".png":
+            alone = {**self.metadata, "index": str(self.first)}
+            data = [png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.metadata)]
+        else:
+            texts = [{**self.metadata, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]
+            data = (png(image, text) for image, text in zip(self.images, texts))
+        write_files(zip(names, data), overwrite)
         return names
+
+
+def edit_paths(path: str | Path, numbers: Sequence[int]) -> list[Path]:
+    """The files that an edit's pictures are saved to; ValueError for a path that is of no kind that they are saved as."""
+    path = check_output(path, SUFFIXES)
+    return [path] if path.suffix.lower() in SUFFIXES else [path / f"{number:05d}.png" for number in numbers]

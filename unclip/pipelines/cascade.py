@@ -261,13 +261,16 @@ class Cascade(FormerNames):
         """Names of the classes that the decoder draws, or the guide knows; () where there are none, or they have no names."""
         return names_of(self.decoder, self.guide)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
-        """Write every component and the index into a new `folder`; parameters in `dtype`, when given."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None, overwrite: bool = False) -> None:
+        """Write every component and the index into a new `folder`, with `overwrite` in place of a pipeline that is there.
+
+        Parameters are stored in `dtype`, when given.
+        """
 
         def index(kinds: dict[str, str]) -> checkpoint.Index:
             return checkpoint.Index(kind="Cascade", name=self.name or Path(folder).name, components=kinds)
 
-        store.save(folder, self.components, index, self.provenance, dtype)
+        store.save(folder, self.components, index, self.provenance, dtype, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,20 +36,24 @@ class Generation:
         """8-bit RGB pictures."""
         return [to_pil(image) for image in self.images]
 
-    def save(self, path: str | Path) -> list[Path]:
+    def save(self, path: str | Path, overwrite: bool = True) -> list[Path]:
         """PNGs with caption, seed, index, model and version in their text fields; returns the files, all written or none.
 
         One picture goes to `path`, several to path-0.png, path-1.png, ...; a path without suffix, or of a folder, is the
-        folder for 00000.png, ... by index.
+        folder for 00000.png, ... by index.  overwrite: files that are there already are replaced; ValueError where not.
         """
-        path = check_output(path)
-        if path.suffix.lower() == ".png":
-            names = [path] if len(self) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(self))]
-        else:
-            names = [path / f"{index:05d}.png" for _, index in self.seeds]
+        names = picture_paths(path, [index for _, index in self.seeds])
         texts = [
             {"caption": caption, "seed": str(seed), "index": str(index), "model": self.model}
             for caption, (seed, index) in zip(self.captions, self.seeds)
         ]
-        write_files((name, png(image, text)) for name, image, text in zip(names, self.images, texts))
+        write_files(((name, png(image, text)) for name, image, text in zip(names, self.images, texts)), overwrite)
         return names
+
+
+def picture_paths(path: str | Path, numbers: Sequence[int]) -> list[Path]:
+    """The files that pictures of these numbers are saved to; ValueError for a path that is none of a picture or a folder."""
+    path = check_output(path)
+    if path.suffix.lower() != ".png":
+        return [path / f"{number:05d}.png" for number in numbers]
+    return [path] if len(numbers) == 1 else [path.with_name(f"{path.stem}-{i}.png") for i in range(len(numbers))]

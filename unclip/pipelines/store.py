@@ -17,6 +17,7 @@ from unclip.checks import dtype_of
 from unclip.editing.pca import FILE as PCA_FILE
 from unclip.editing.pca import PCA
 from unclip.files import write_folder
+from unclip.index import PIPELINE_FILES
 from unclip.offload import Offload
 
 
@@ -27,8 +28,12 @@ def save(
     provenance: Mapping[str, Any],
     dtype: torch.dtype | str | None,
     pca: PCA | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write every component, the index that `index` makes of their classes, and where they come from, all or nothing."""
+    """Write every component, the index that `index` makes of their classes, and where they come from, all or nothing.
+
+    overwrite: in place of a pipeline that is there already.
+    """
     dtype = None if dtype is None else dtype_of(dtype)
 
     def write(aside: Path) -> None:
@@ -44,7 +49,7 @@ def save(
             pca.save(aside / PCA_FILE)
         (aside / checkpoint.PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
 
-    write_folder(folder, write)
+    write_folder(folder, write, overwrite, PIPELINE_FILES)
 
 
 def load(loads: Mapping[str, Callable[[], Component[Any]]], offload: bool) -> dict[str, Any]:

@@ -220,11 +220,16 @@ class UnCLIP(OverCascade):
         return {"pipeline": self.name, "clip": clip, "decoder": checkpoint.fingerprint(self.decoder)}
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, ar_prior: checkpoint.Component[Any] | None = None
+        self,
+        folder: str | Path,
+        dtype: torch.dtype | str | None = None,
+        ar_prior: checkpoint.Component[Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Write every component and the index into a new `folder`; parameters in `dtype`, when given (float16 halves the size).
 
-        ar_prior: a second prior beside the own one, for `from_pretrained(folder, prior="ar_prior")`.
+        ar_prior: a second prior beside the own one, for `from_pretrained(folder, prior="ar_prior")`.  overwrite: a pipeline that
+        is there already is replaced.
         """
         name = self.name or Path(folder).name
         components = self.components if ar_prior is None else self.components | {"ar_prior": ar_prior}
@@ -232,7 +237,7 @@ class UnCLIP(OverCascade):
         def index(kinds: dict[str, str]) -> checkpoint.Index:
             return checkpoint.Index(name=name, candidates=self.candidates, components=kinds, clip_identity=self.clip_identity)
 
-        store.save(folder, components, index, self.provenance, dtype, self.pca)
+        store.save(folder, components, index, self.provenance, dtype, self.pca, overwrite)
 
     @classmethod
     def from_pretrained(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.checks import path_of
+from unclip.files import check_files, write_files
 from unclip.training.evaluation import cost, judge
 from unclip.training.log import read_log
 
@@ -44,20 +44,22 @@ class Panel(NamedTuple):
     logarithmic: bool = False
 
 
-def report(runs: Sequence[str | Path], output: str | Path | None = None) -> str:
+def report(runs: Sequence[str | Path], output: str | Path | None = None, overwrite: bool = True) -> str:
     """A page of text about the runs in these folders; with `output`, a .png file, also their curves.
 
-    ValueError: a folder without a log, or an output with another ending.
+    ValueError: a folder without a log, an output with another ending, or one that is there already unless `overwrite`.
     """
-    output = None if output is None else Path(output)
+    output = None if output is None else path_of(output)
     if output is not None and output.suffix.lower() != ".png":
         raise ValueError(f"curves are written as PNG, and {output} does not end in .png: name it {output.with_suffix('.png')}")
+    if output is not None:
+        check_files([output], overwrite)
     if not runs:
         raise ValueError("no run was given: name one or more run folders")
     curves = [read(run, name) for run, name in zip(runs, _names([path_of(run) for run in runs]))]
     text = "\n\n".join(describe(one) for one in curves)
     if output is not None:
-        _write(output, draw(curves))
+        write_files([(output, draw(curves))], overwrite)
     return text
 
 
@@ -229,13 +231,3 @@ def _number(value: float) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from unclip.data.order import Data
-from unclip.images import save_grid
+from unclip.files import write_files
+from unclip.images import grid
 from unclip.randomness import Noise
 from unclip.trees import move
 from unclip.types import Batch
@@ -156,8 +157,8 @@ class Watch:
                 images = self.task.sample_images(move(batch, accelerator.device), noise)
             if images is not None and accelerator.is_main_process:
                 try:
-                    save_grid(images, self.run_dir / "samples" / f"step-{run.step:08d}.png")
-                except OSError as error:
+                    write_files([(self.run_dir / "samples" / f"step-{run.step:08d}.png", grid(images))])
+                except ValueError as error:
                     self.log.say(f"the samples of step {run.step} could not be saved: {error}; training goes on")
         accelerator.wait_for_everyone()
 
