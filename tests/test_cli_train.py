@@ -266,6 +266,34 @@ def test_a_clip_of_other_widths_is_noticed_before_anything_is_embedded(stage: st
             build(training)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("train pictures", "pictures is a folder, and what to train stands in a configuration: unclip config prior pictures -o"),
+        ("train newcomr.json", "there is no file newcomr.json; there is newcomer.json"),
+        ("train newcomer.jsn", "there is no file newcomer.jsn; there is newcomer.json"),
+        ("train nowhere/newcomer.json", "there is no file nowhere/newcomer.json"),
+        ("train newcomer.json --steps 500", "there is no option --steps: settings are written as name=value, for"),
+        ("train newcomer.json --lr=1e-3", "there is no option --lr: settings are written as name=value, for inst"),
+        ("plan newcomer.json batch=3", "no setting 'batch' (is train.batch meant?)"),
+        ("info model/prior", "model/prior is one component of a pipeline: put components together with `unclip assemble`"),
+        ("info newcomer", "newcomer is a training run: put components together with `unclip assemble`"),
+    ],
+)
+def test_a_newcomers_slips_are_told_what_to_write(arguments: str, told: str) -> None:
+    file("newcomer", "prior")
+    Path("newcomer").mkdir(exist_ok=True)
+    Path("newcomer/training.json").write_text("{}")
+    assert told in call(*arguments.split(), code=2)
+
+
+def test_a_configuration_for_data_that_are_not_here_warns() -> None:
+    told = call("config", "clip", "nowhere", "-o", "absent.json")
+    assert "warning: nowhere is not here" in told and Path("absent.json").is_file()
+    for there in ("pictures", "s3://bucket/{0..9}.tar", "shards-*.tar"):
+        assert call("config", "clip", there, "-o", f"there{len(there)}.json").count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def embedded(place: Path) -> None:
     """The pictures' embeddings as the CLIP of `model` and a stranger make them, in a folder and in one file."""

@@ -132,10 +132,13 @@ def test_overrides_are_json_or_bare_words() -> None:
     assert changed == Outer(inner=Inner(width=4, levels=(1, 2, 3), word="blue", rate=1e-3), spare=None, steps="fast27")
     assert CONFIG.override("inner.word=a=b").inner.word == "a=b"
     for setting, message in {
-        "inner.widht=3": "no setting 'inner.widht': in place of 'widht' it has width, levels, rate, word",
+        "inner.widht=3": r"no setting 'inner.widht' \(is inner.width or spare.width meant\?\): in place of 'widht' it has width,",
+        "width=3": r"no setting 'width' \(is inner.width or spare.width meant\?\): in place of 'width' it has inner, spare",
+        "--width": "there is no option --width: settings are written as name=value, for instance inner.width=500",
+        "--rate=0.1": "there is no option --rate: settings are written as name=value, for instance inner.rate=0.1",
         "iner.width=3": "in place of 'iner' it has inner, spare, steps",
         "inner.width.more=3": "in place of 'more' it has no fields",
-        "inner.width": "write name=value",
+        "inner.width": "settings are written as name=value, for instance inner.width=500",
         "inner.width=wide": r"Outer with inner.width=wide is no Outer: .*\$\.inner\.width",
         "steps=0": "steps is 0",
     }.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import re
 from functools import cache
 from pathlib import Path
@@ -83,13 +84,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         tree = self.tree()
         for setting in settings:
             path, equals, value = setting.partition("=")
-            if not equals:
-                raise ValueError(f"cannot read the setting {setting!r}: write name=value, for instance steps=500")
+            if not equals or path.startswith("-"):
+                near = _places(tree, path.lstrip("-").rpartition(".")[2])[:1] or ["name"]
+                wrong = f"there is no option {path}" if path.startswith("-") else f"cannot read the setting {setting!r}"
+                raise ValueError(f"{wrong}: settings are written as name=value, for instance {near[0]}={value or 500}")
             node, names = tree, path.split(".")
             for depth, name in enumerate(names):
                 if not isinstance(node, dict) or name not in node:
                     known = ", ".join(node) if isinstance(node, dict) else "no fields"
-                    raise ValueError(f"{type(self).__name__} has no setting {path!r}: in place of {name!r} it has {known}")
+                    near = _places(tree, names[-1])[:3]
+                    hint = f" (is {' or '.join(near)} meant?)" if near else ""
+                    raise ValueError(f"{type(self).__name__} has no setting {path!r}{hint}: in place of {name!r} it has {known}")
                 if depth < len(names) - 1:
                     node = node[name]
             try:
@@ -116,6 +121,18 @@ def _expected(kind: Any, message: str) -> str:
     said = [NAMES.get(one, one) for one in kinds.split(" | ")]
     within = f"at {got.partition('`$')[2].rstrip('`')} " if "`$" in got else ""
     return f"{within}it must be {' or '.join(', '.join(said).rsplit(', ', 1))}{bound}"
+
+
+def _places(tree: dict[str, Any], name: str, above: str = "") -> list[str]:
+    """Where a tree of settings has this name, or else one like it, by their paths."""
+    paths = [f"{above}{key}" for key in tree]
+    for key, value in tree.items():
+        paths += _places(value, "", f"{above}{key}.") if isinstance(value, dict) else []
+    if above:
+        return paths
+    leaves = [path.rpartition(".")[2] for path in paths]
+    names = {name} if name in leaves else set(difflib.get_close_matches(name, leaves, 3, 0.75))
+    return sorted((path for path, leaf in zip(paths, leaves) if leaf in names), key=lambda path: path.count("."))
 
 
 def _known(cls: type[Config], message: str) -> str:

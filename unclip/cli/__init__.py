@@ -14,7 +14,13 @@ from .settings import PRESETS, settings
 
 __all__ = ["PRESETS", "app", "main", "settings"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _version(wanted: bool) -> bool:
@@ -49,7 +55,9 @@ for command in (
     report.report,
     train.assemble,
 ):
-    app.command()(command)
+    # What is no option of a command with settings is perhaps meant for one: `--steps 500`, which has its own message.
+    configured = command in (plan.plan, train.train)
+    app.command(context_settings={"ignore_unknown_options": True} if configured else None)(command)
 
 app.add_typer(data.app, name="data")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ def config(
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
     with Errors():
+        from unclip.checks import path_of
         from unclip.files import check_files, check_output, write_files
         from unclip.runs import recipes
 
@@ -49,6 +51,8 @@ def config(
                 raise ValueError(f"a {stage} is trained on pictures: name them, as in unclip config {stage} pictures -o x.json")
             if scale not in ("small", "base"):
                 raise ValueError(f"no scale {scale!r}; there are small and base")
+            if not any(sign in source for sign in "{*[:") and not path_of(source).exists():
+                warnings.warn(f"{source} is not here: the training will look for it below its own current folder", stacklevel=1)
             made = starter(stage, source, scale, clip, size, embeddings, held_out, start)  # type: ignore[arg-type]
         elif stage in recipes.functions() and source is None:
             made = recipes.find(stage)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from unclip.checkpoint import INDEX, PROVENANCE, Index, Stored, open_pipeline
+from unclip.checkpoint import CONFIG, INDEX, PROVENANCE, Index, Stored, open_pipeline
 from unclip.checks import dtype_of
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
@@ -20,6 +20,8 @@ from unclip.files import check_folder, read_json, visible, write_folder
 from unclip.index import PIPELINE_FILES
 
 from . import karlo_diffusers, karlo_original
+
+RUN = "training.json"  # in the folder of a training run
 
 
 class Open(Protocol):
@@ -45,6 +47,9 @@ def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, va
     for family in FAMILIES:
         if family.recognise(folder):
             return family.open(folder, source, dtype, variant)
+    if (folder / CONFIG).is_file() or (folder / RUN).is_file():
+        what = "a training run" if (folder / RUN).is_file() else "one component of a pipeline"
+        raise ValueError(f"{source} is {what}: put components together with `unclip assemble`, and take the folder that it makes")
     index = folder / "model_index.json"
     described = f" and model_index.json describes a {visible(read_json(index).get('_class_name'))}" if index.is_file() else ""
     known = "; ".join(family.layout for family in FAMILIES)

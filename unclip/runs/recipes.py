@@ -6,6 +6,7 @@ in the checkout that this package lies in.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -33,7 +34,14 @@ def find(name: str) -> Training:
 
 def load(source: str) -> Training:
     """A training by its JSON file or by the name of a recipe."""
-    if not source.endswith(".json") and not path_of(source).is_file():
+    place = path_of(source)
+    if place.is_dir():
+        problem = f"{source} is a folder, and what to train stands in a configuration"
+        raise ValueError(f"{problem}: unclip config prior {source} -o prior.json writes one for the stage prior")
+    if not place.is_file():
+        near = difflib.get_close_matches(place.name, [path.name for path in place.parent.glob("*.json")], 3, 0.8)
+        if source not in functions() and (near or place.suffix == ".json" or place.name != source):
+            raise ValueError(f"there is no file {source}" + (f"; there is {', '.join(near)}" if near else ""))
         return find(source)
     try:
         return Training.load(source)

@@ -47,9 +47,7 @@ def refuse_other(training: Training, run: Path) -> None:
     changes = [f"{name}: {_clipped(then, name)} -> {_clipped(now, name)}" for name in names]
     changes += [f"train.{change}" for change in begun.train.differences(training.train)]
     if changes:
-        problem = (
-            f"{run} holds another run. Changed since: {'; '.join(changes)}. Put that back, or choose another folder with --run"
-        )
+        problem = f"{run} holds another run. Changed since: {'; '.join(changes)}"
         remedy = "Put that back, or choose another folder with --run"
         remedy += f", or, if only places have changed, with the same in them, remove {run / RECORD}" if names else ""
         raise ValueError(f"{problem}. {remedy}. (--start {run} trains its weights on)")
