@@ -306,8 +306,8 @@ def _bytes(module: nn.Module) -> int:
 
 def worker(*words: str, small: bool, repeats: int) -> dict[str, Any]:
     options = ["--worker", *words, "--repeats", str(repeats), *(["--small"] if small else [])]
-    found: dict[str, Any] = json.loads(run(["-m", "benchmarks.karlo", *options]).output.splitlines()[-1])
-    return found
+    results: dict[str, Any] = json.loads(run(["-m", "benchmarks.karlo", *options]).output.splitlines()[-1])
+    return results
 
 
 def versions() -> str:
@@ -328,18 +328,18 @@ def measure_steps(args: argparse.Namespace) -> bool:
     for dtype in args.dtypes:
         picture, once = dict.fromkeys(SYSTEMS, 0.0), 0.0
         for stage in args.stages:
-            found: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+            results: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
             for _ in range(args.rounds):
                 for system in SYSTEMS:
-                    found[system].append(worker(system, stage, dtype, small=args.small, repeats=args.repeats))
-            seconds = {name: statistics.median(t for one in runs for t in one["seconds"]) for name, runs in found.items()}
-            before = statistics.median(one["once"] for one in found["ours"])
+                    results[system].append(worker(system, stage, dtype, small=args.small, repeats=args.repeats))
+            seconds = {name: statistics.median(t for one in runs for t in one["seconds"]) for name, runs in results.items()}
+            before = statistics.median(one["once"] for one in results["ours"])
             for system in SYSTEMS:
                 picture[system] += STEPS[stage] * seconds[system]
             once += before
             ratio, least = seconds["diffusers"] / seconds["ours"], LEAST[stage, dtype]
             kept &= ratio >= least
-            rate = found["ours"][0]["weights"] / seconds["ours"] / 1e9
+            rate = results["ours"][0]["weights"] / seconds["ours"] / 1e9
             times = f"{seconds['diffusers']:10.4g} {seconds['ours']:10.4g} {ratio:6.2f} {least:6.2f} {rate:8.2f}"
             print(f"{stage:10} {dtype:9} {times}" + (f"  and {before:.3g} s once" if before else ""), flush=True)
         if set(args.stages) == set(STEPS):
@@ -380,8 +380,8 @@ def main() -> None:
     if args.worker:
         system, stage, dtype = args.worker
         kind = DTYPES[dtype]
-        told = hold_all(system, size, kind) if stage == "memory" else time_steps(system, stage, size, kind, args.repeats)
-        print(json.dumps(told))
+        text = hold_all(system, size, kind) if stage == "memory" else time_steps(system, stage, size, kind, args.repeats)
+        print(json.dumps(text))
         return
     print(header())
     print(versions())

@@ -84,10 +84,10 @@ def speed(repeats: int = 7) -> Speed:
 def header() -> str:
     """The lines above every table: when, on what, how fast it is, and whether it was free."""
     others = busy()
-    found = speed()
+    rates = speed()
     lines = [
         f"{time.strftime('%Y-%m-%d')}, {describe()}",
-        f"matrix product {_rates(found.product)}; convolution {_rates(found.convolution)}; memory {found.memory:.0f} GB/s read",
+        f"matrix product {_rates(rates.product)}; convolution {_rates(rates.convolution)}; memory {rates.memory:.0f} GB/s read",
     ]
     if others is not None and others > 0.05:
         lines.append(f"BUSY: other work takes {100 * others:.0f} % of the cores, so the times below are too long")

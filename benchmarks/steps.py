@@ -79,15 +79,15 @@ def prior(subject: Subject, args: argparse.Namespace) -> list[Table]:
     def cosine(x: Tensor) -> Interval:
         return interval(torch.cosine_similarity(x, true, dim=1))
 
-    found = []
+    results = []
     for setting, x, reference in solutions("prior", sample, own, args):
         away = interval((x - reference).norm(dim=1) / reference.norm(dim=1))
-        found.append(Row(setting, {"distance / length": away, "cosine to the true embedding": cosine(x)}))
+        results.append(Row(setting, {"distance / length": away, "cosine to the true embedding": cosine(x)}))
     for steps in args.ddpm:
         sampling = own.replace(sampler="ddpm", eta=0.0, steps=steps)
-        found.append(Row(f"ddpm {steps}, {sampling.variance}", {"cosine to the true embedding": cosine(sample(sampling))}))
-    found.append(Row(f"shipped: {told(own)}", {"cosine to the true embedding": cosine(sample(own))}))
-    return [Table(f"prior, {len(rows)} captions, one draw each", found)]
+        results.append(Row(f"ddpm {steps}, {sampling.variance}", {"cosine to the true embedding": cosine(sample(sampling))}))
+    results.append(Row(f"shipped: {told(own)}", {"cosine to the true embedding": cosine(sample(own))}))
+    return [Table(f"prior, {len(rows)} captions, one draw each", results)]
 
 
 @torch.no_grad()
@@ -103,11 +103,11 @@ def decoder(subject: Subject, args: argparse.Namespace) -> list[Table]:
             noise = Noise.of(0, range(len(rows))).at("decoder")
             return subject.pipe.decoder.sample(cond, noise=noise, sampling=sampling).cpu()
 
-        found = [
+        results = [
             Row(setting, {"RMS, levels of 255": rms(x, reference, 127.5)})
             for setting, x, reference in solutions(f"decoder, guidance {guidance:g}", sample, base, args)
         ]
-        tables.append(Table(f"decoder, guidance {guidance:g}, {len(rows)} captions", found))
+        tables.append(Table(f"decoder, guidance {guidance:g}, {len(rows)} captions", results))
     return tables
 
 
@@ -130,12 +130,12 @@ def upsamplers(subject: Subject, args: argparse.Namespace) -> list[Table]:
         def sample(sampling: Sampling) -> Tensor:
             return upsampler.sample(low, noise=noise[:], sampling=sampling).cpu()  # noqa: B023
 
-        found = []
+        results = []
         for setting, x, reference in solutions(f"upsampler {size}", sample, own, args):
             seen = eight_bit(x)
             numbers = {"RMS, levels of 255": rms(x, reference, 127.5), "PSNR dB": interval(psnr(seen, truth))}
-            found.append(Row(setting, numbers | {"gradient / truth's": interval(sharpness(seen) / sharpness(truth))}))
-        tables.append(Table(f"upsampler {size}, {len(low)} crops, shipped: {told(own)}", found))
+            results.append(Row(setting, numbers | {"gradient / truth's": interval(sharpness(seen) / sharpness(truth))}))
+        tables.append(Table(f"upsampler {size}, {len(low)} crops, shipped: {told(own)}", results))
     return tables
 
 
@@ -170,7 +170,7 @@ def worth(subject: Subject, settings: dict[str, Sampling], args: argparse.Namesp
     text = pipe.clip.encode_text(subject.captions(rows))
     noise = Noise.of(0, range(len(rows)))
     embed = best_of(pipe.prior.sample(text, noise=noise.at("prior"), n=pipe.candidates), text.embed).cpu()
-    found = []
+    results = []
     for setting, sampling in tqdm(settings.items(), desc=title, file=sys.stderr, disable=None):
         start, pictures = time.perf_counter(), []
         for first in range(0, len(rows), measure.CHUNK):
@@ -181,8 +181,8 @@ def worth(subject: Subject, settings: dict[str, Sampling], args: argparse.Namesp
         images = torch.cat(pictures)
         seen = measure.recognised(subject, images, rows, "") | measure.judged(subject, images, rows, "")
         numbers = {name.removeprefix(", "): value for name, value in seen.items()}
-        found.append(Row(setting, numbers | {"seconds": Interval(seconds, seconds, seconds, 1)}))
-    return Table(f"{title}: full chain, {len(rows)} captions, half of them held out", found)
+        results.append(Row(setting, numbers | {"seconds": Interval(seconds, seconds, seconds, 1)}))
+    return Table(f"{title}: full chain, {len(rows)} captions, half of them held out", results)
 
 
 def listed(text: str) -> int | str:
@@ -249,18 +249,18 @@ def main() -> None:
     if subject.judge is None and {"stochastic", "guidance"} & set(args.only):
         print(f"no judge, so no KID: `{judges.MAKE}` makes it")
     measures = {"prior": prior, "decoder": decoder, "upsamplers": upsamplers, "stochastic": stochastic, "guidance": guidance}
-    found: dict[str, Any] = {"model": args.model, "weights": subject.weights, "machine": machine}
+    results: dict[str, Any] = {"model": args.model, "weights": subject.weights, "machine": machine}
     for name in args.only:
         tables = measures[name](subject, args)
         for table in tables:
             print(markdown(table), flush=True)
-        found[name] = [
+        results[name] = [
             {"title": t.title, "rows": {row.setting: {k: v._asdict() for k, v in row.numbers.items()} for row in t.rows}}
             for t in tables
         ]
     print(f"\nmeasured in {time.perf_counter() - start:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -82,5 +82,5 @@ def shuffled(n: int, batch: int, seed: int) -> Iterator[Tensor]:
 def speed_of(ticks: Ticks, batch: int, start: float, parameters: int, gflop: float) -> dict[str, Any]:
     """What a worker tells of a step: times, GB before the model was made and at the peak, sizes."""
     rate = batch / statistics.median(ticks.laps)
-    found = {"seconds": ticks.laps, "samples per second": rate, "start": start, "peak": ticks.peak}
-    return found | {"parameters": parameters, "gflop": gflop}
+    results = {"seconds": ticks.laps, "samples per second": rate, "start": start, "peak": ticks.peak}
+    return results | {"parameters": parameters, "gflop": gflop}

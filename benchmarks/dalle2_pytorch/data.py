@@ -82,26 +82,26 @@ class Emoji:
 
     def numbers(self, stage: str, drawn: Any, rows: list[int]) -> dict[str, list[float]]:
         if stage == "prior":
-            found = embeddings_quality(self.ground, drawn, rows)
+            results = embeddings_quality(self.ground, drawn, rows)
         else:
             drawn, every = eight_bit(drawn.clamp(-1, 1)), self.ground.images
             rank = nearest(drawn, every, rows, self.ground.twins)
             related = nearest(drawn, every, rows, self.ground.siblings)
-            found = {
+            results = {
                 "nearest top-1": recall_at(rank, 1),
                 "nearest top-5": recall_at(rank, 5),
                 "top-5, siblings as one": recall_at(related, 5),
                 "RMS": rms(drawn - every[rows]),
             }
-        return {name: [round(v, 5) for v in values.double().tolist()] for name, values in found.items()}
+        return {name: [round(v, 5) for v in values.double().tolist()] for name, values in results.items()}
 
     def costless(self) -> dict[str, dict[str, float]]:
         """What takes no training."""
         embeddings, rows = self.ground.embeddings, self.ground.members["heldout"]
         assert embeddings.text is not None
         mean = embeddings.image_embed[self.ground.members["train"]].mean(0, keepdim=True).expand(len(rows), -1)
-        found: dict[str, float] = {}
+        results: dict[str, float] = {}
         for name, x in (("the text embedding", embeddings.text.embed[rows]), ("the mean embedding", mean)):
             numbers = self.numbers("prior", x, rows)
-            found |= {f"{name}, {metric}": sum(v) / len(v) for metric, v in numbers.items() if metric != "R@1"}
-        return {"prior": found, "decoder": {"any five pictures, nearest top-5": 5 / len(self.ground.images)}}
+            results |= {f"{name}, {metric}": sum(v) / len(v) for metric, v in numbers.items() if metric != "R@1"}
+        return {"prior": results, "decoder": {"any five pictures, nearest top-5": 5 / len(self.ground.images)}}

@@ -43,11 +43,11 @@ def _make(folder: Path, python: Path) -> None:
         if command is commands[0]:
             # After its own packages the environment looks here: for torch, the same build, and what both need.  pip leaves
             # alone what lies outside of it, and installs what must differ (open_clip_torch 2) beside.
-            found = subprocess.run(
+            purelib = subprocess.run(
                 [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
             )
             here = Path(torch.__file__).resolve().parents[1]
-            (Path(found.stdout.strip()) / "torch_of_unclip.pth").write_text(f"{here}\n")
+            (Path(purelib.stdout.strip()) / "torch_of_unclip.pth").write_text(f"{here}\n")
 
 
 def _last(text: str) -> str:

@@ -44,13 +44,13 @@ class Material:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
-            told = file.metadata()
+            metadata = file.metadata()
             self.image_embed = file.get_tensor("image_embed")
             names = ("tokens", "embed", "states", "mask")
-            self._text = Text(json.loads(told["strings"]), *(file.get_tensor(f"text.{name}") for name in names))
+            self._text = Text(json.loads(metadata["strings"]), *(file.get_tensor(f"text.{name}") for name in names))
             self._train = file.get_tensor("train").nonzero()[:, 0]
             self._pictures = file.get_tensor("pictures") if reads_pictures else None
-        all_keys = json.loads(told["keys"])
+        all_keys = json.loads(metadata["keys"])
         self.keys: Sequence[str] = [all_keys[i] for i in self._train.tolist()]
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ def task_of(recipe: Training, material: Material) -> Task:
 @contextmanager
 def at_each_step(task: Task, call: Callable[[], object]) -> Iterator[None]:
     """`call` before each loss of the training."""
-    hook = task.register_forward_pre_hook(lambda module, given: call())
+    hook = task.register_forward_pre_hook(lambda module, inputs: call())
     try:
         yield
     finally:
@@ -107,9 +107,9 @@ def gflop_of(task: Task, material: Material, batch: int) -> float:
     """Products and convolutions of a sample's forward and backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    some = material.batch(range(batch))
+    chunk = material.batch(range(batch))
     with FlopCounterMode(display=False) as counter:
-        task(some, Noise.of(0, range(batch))).total.float().mean().backward()
+        task(chunk, Noise.of(0, range(batch))).total.float().mean().backward()
     return counter.get_total_flops() / batch / 1e9
 
 
@@ -126,11 +126,11 @@ def learn(spec: Spec) -> None:
         wall = time.perf_counter() - began
         task.model.load_state_dict(load_ema(folder))
     task.model.eval()
-    found = {"updates": updates, "samples": updates * recipe.train.batch, "seconds": seconds, "wall": wall}
+    results = {"updates": updates, "samples": updates * recipe.train.batch, "seconds": seconds, "wall": wall}
     sampled = time.process_time()
     drawn = draw(task.model, material, torch.tensor(spec["rows"]))
-    found |= {"parameters": parameters(task), "sampling seconds": time.process_time() - sampled}
-    finish(spec, found, {"averaged weights": drawn})
+    results |= {"parameters": parameters(task), "sampling seconds": time.process_time() - sampled}
+    finish(spec, results, {"averaged weights": drawn})
 
 
 def train_for(task: Task, data: Material, config: TrainConfig, budget: float, threads: int, run_dir: Path) -> tuple[int, float]:

@@ -57,16 +57,16 @@ class Worker:
     def __init__(self, job: Job, python: Path, cores: list[int], threads: int, runs: Path):
         stem = "".join(c if c.isalnum() else "-" for c in job.name)
         self.job, self.out, self.drawn = job, runs / "work" / f"{stem}.json", runs / "work" / f"{stem}.safetensors"
-        self.log_path, given = runs / "work" / f"{stem}.log", runs / "work" / f"{stem}.job"
-        given.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path, spec_path = runs / "work" / f"{stem}.log", runs / "work" / f"{stem}.job"
+        spec_path.parent.mkdir(parents=True, exist_ok=True)
         self.out.unlink(missing_ok=True)
         spec = job.spec | {"precision": job.spec.get("runs in", job.spec["precision"])}
-        given.write_text(json.dumps(spec | {"cores": cores, "out": str(self.out), "drawn": str(self.drawn)}))
+        spec_path.write_text(json.dumps(spec | {"cores": cores, "out": str(self.out), "drawn": str(self.drawn)}))
         # Both on the CPU, where a GPU is to be had too: that is what is compared.
         variables = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.began = time.perf_counter()
         self.log = self.log_path.open("w")
-        command = [str(python), "-m", WORKERS[job.spec["system"]], str(given)]
+        command = [str(python), "-m", WORKERS[job.spec["system"]], str(spec_path)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=self.log, stderr=subprocess.STDOUT)
 
     def ended(self) -> bool:
@@ -77,8 +77,8 @@ class Worker:
         if self.process.returncode or not self.out.exists():
             tail = "".join(self.log_path.read_text().splitlines(keepends=True)[-15:])
             sys.exit(f"{self.job.name} ended with status {self.process.returncode}, {self.log_path}:\n{tail}")
-        found: dict[str, Any] = json.loads(self.out.read_text())
-        return found
+        results: dict[str, Any] = json.loads(self.out.read_text())
+        return results
 
 
 def run_jobs(
@@ -100,9 +100,9 @@ def run_jobs(
                     running[lane] = Worker(job, pythons[job.spec["system"]], cores[lane], threads, runs)
             time.sleep(0.1)
             for lane, worker in [(lane, worker) for lane, worker in running.items() if worker.ended()]:
-                found = worker.result()
+                outcome = worker.result()
                 measured = measure(worker.job, worker.drawn) if measure else None
-                results.add(worker.job, found, measured)
+                results.add(worker.job, outcome, measured)
                 worker.drawn.unlink(missing_ok=True)
                 del running[lane]
                 print(f"  {worker.job.name}: {time.perf_counter() - worker.began:.0f} s", file=sys.stderr, flush=True)

@@ -56,17 +56,17 @@ def speed(record: Record, pairs: Iterable[Pair] = PAIRS) -> Table:
             times = ours.per_second / theirs.per_second
             kept = times >= 1 and ours.peak <= theirs.peak
             reached &= kept or not pair.judged
-            told = ("reached" if kept else "MISSED") if pair.judged else ""
+            text = ("reached" if kept else "MISSED") if pair.judged else ""
             line = f"{f'{pair.stage}, {pair.title}, {precision}':46} {theirs.per_second:8.3g} {ours.per_second:8.3g} {times:7.2f}"
             line += f" {theirs.peak:7.2f} {ours.peak:7.2f} {theirs.parameters / 1e6:7.1f} {ours.parameters / 1e6:7.1f}"
-            lines.append(f"{line} {theirs.gflop:7.2f} {ours.gflop:7.2f}  {told}".rstrip())
+            lines.append(f"{line} {theirs.gflop:7.2f} {ours.gflop:7.2f}  {text}".rstrip())
     starts = {
         system: [one["found"]["start"] for one in _found(record, "speed") if one["spec"]["system"] == system]
         for system in (THEIRS, OURS)
     }
     if all(starts.values()):
-        told = ", ".join(f"{system} {statistics.median(values):.2f}" for system, values in starts.items())
-        lines.append(f"of the peak, GB that a process holds once its modules are imported: {told}")
+        text = ", ".join(f"{system} {statistics.median(values):.2f}" for system, values in starts.items())
+        lines.append(f"of the peak, GB that a process holds once its modules are imported: {text}")
     return Table(lines, reached)
 
 
@@ -127,9 +127,9 @@ def learning(record: Record, costless: Mapping[str, Mapping[str, float]], stages
         for metric in METRICS[stage]:
             rival = best(theirs, metric)
             ahead = lead(ours[0], rival, metric)
-            told = "ahead" if ahead.low > 0 else "BEHIND" if ahead.high < 0 else "level"
-            reached &= told == "ahead" or (told == "level" and metric != METRICS[stage][0])
-            by = f"{told} by {ahead.mean:.3f} [{ahead.low:.3f}, {ahead.high:.3f}]"
+            text = "ahead" if ahead.low > 0 else "BEHIND" if ahead.high < 0 else "level"
+            reached &= text == "ahead" or (text == "level" and metric != METRICS[stage][0])
+            by = f"{text} by {ahead.mean:.3f} [{ahead.low:.3f}, {ahead.high:.3f}]"
             lines.append(f"{stage}, {metric}: ours {by} of theirs ({rival.setting}, {rival.weights})")
         lines.append("")
     return Table(lines, reached)
@@ -148,8 +148,8 @@ def ablation(record: Record, stages: Sequence[str]) -> Table:
             assert base is not None
             if row is not base:
                 ahead = [lead(row, base, metric) for metric in METRICS[stage]]
-                told = ", ".join(f"{m} {x.mean:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for m, x in zip(METRICS[stage], ahead))
-                lines.append(f"{stage}, {row.setting} less the recipe: {told}")
+                text = ", ".join(f"{m} {x.mean:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for m, x in zip(METRICS[stage], ahead))
+                lines.append(f"{stage}, {row.setting} less the recipe: {text}")
         lines.append("")
     return Table(lines, True)
 

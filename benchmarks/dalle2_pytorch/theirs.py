@@ -142,37 +142,37 @@ def learn(spec: Spec) -> None:
     while clock.seconds() < spec["seconds"] or not updates:
         step(material.train[next(order)])
         updates += 1
-    found = {"updates": updates, "samples": updates * spec["batch"], "seconds": clock.seconds()}
-    found |= {"wall": time.perf_counter() - clock.wall, "parameters": parameters(trainer, spec["stage"])}
+    results = {"updates": updates, "samples": updates * spec["batch"], "seconds": clock.seconds()}
+    results |= {"wall": time.perf_counter() - clock.wall, "parameters": parameters(trainer, spec["stage"])}
     began = time.process_time()
     # Until `ema_update_after_step` the averaged weights are a copy of the last ones, a few steps old.
     names = ["last weights", *(["averaged weights"] if updates > spec["trainer"]["ema_update_after_step"] else [])]
     trainer.eval()
     drawn = draw_prior(spec, trainer, names) if spec["stage"] == "prior" else draw_decoder(spec, trainer, material, names)
-    finish(spec, found | {"sampling seconds": time.process_time() - began}, drawn)
+    finish(spec, results | {"sampling seconds": time.process_time() - began}, drawn)
 
 
 def draw_prior(spec: Spec, trainer: Any, names: Sequence[str]) -> dict[str, Tensor]:
     """As its README samples: the better of two draws, by all timesteps or those of `sample_timesteps`."""
-    found = {}
+    results = {}
     for name in names:
         torch.manual_seed(spec["seed"])
         trainer.use_ema = name == "averaged weights"
-        found[name] = trainer.sample(torch.tensor(spec["rows"]))
-    return found
+        results[name] = trainer.sample(torch.tensor(spec["rows"]))
+    return results
 
 
 def draw_decoder(spec: Spec, trainer: Any, material: Material, names: Sequence[str]) -> dict[str, Tensor]:
     """By DDIM, pictures in [-1, 1], for each scale of guidance."""
-    rows, found = torch.tensor(spec["rows"]), {}
-    given = {"image_embed": material.image_embed[rows], "text_encodings": material.states[rows]}
+    rows, results = torch.tensor(spec["rows"]), {}
+    inputs = {"image_embed": material.image_embed[rows], "text_encodings": material.states[rows]}
     for name in names:
         for scale in spec["guidance"]:
             torch.manual_seed(spec["seed"])
             last = name == "last weights"
-            pictures = trainer.sample(**given, cond_scale=scale, max_batch_size=20, use_non_ema=last)
-            found[f"{name}, guidance {scale:g}"] = pictures.clamp(0, 1) * 2 - 1
-    return found
+            pictures = trainer.sample(**inputs, cond_scale=scale, max_batch_size=20, use_non_ema=last)
+            results[f"{name}, guidance {scale:g}"] = pictures.clamp(0, 1) * 2 - 1
+    return results
 
 
 if __name__ == "__main__":

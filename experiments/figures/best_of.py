@@ -54,11 +54,11 @@ def draw(run: Run) -> Drawn:
             drawn = contestant.draw(text, Noise.of(subject.seed, range(len(rows))).at("prior"), counts[-1]).float().cpu()
             for count in counts:
                 kept = best_of(drawn[:, :count], text.embed)
-                found = {key: interval(values) for key, values in embeddings_quality(subject, kept, rows).items()}
-                found["cosine to the caption"] = interval(torch.cosine_similarity(kept, text.embed, dim=-1))
+                results = {key: interval(values) for key, values in embeddings_quality(subject, kept, rows).items()}
+                results["cosine to the caption"] = interval(torch.cosine_similarity(kept, text.embed, dim=-1))
                 few = rows[: run.options.pictures]
-                found |= columns.of_images(subject, columns.decode(subject, kept[: len(few)], few), few)
-                numbers[f"{name}, best of {count}"] = {key: value._asdict() for key, value in found.items()}
+                results |= columns.of_images(subject, columns.decode(subject, kept[: len(few)], few), few)
+                numbers[f"{name}, best of {count}"] = {key: value._asdict() for key, value in results.items()}
                 bar.update(1)
     figure, parts = axes(1, len(PLOTTED), "Held-out captions: how many candidates z_i pay")
     for axis, (key, title) in zip(parts, PLOTTED.items()):

@@ -93,10 +93,10 @@ class Run:
     @property
     def inversion(self) -> Inversion | None:
         """None = the decoder's own."""
-        given = {"steps": self.options.steps, "refine": self.options.refine}
-        given = {name: value for name, value in given.items() if value is not None}
+        inputs = {"steps": self.options.steps, "refine": self.options.refine}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         own = getattr(getattr(self.pipe.decoder, "config", None), "inversion", Inversion())
-        return own.replace(**given) if given else None
+        return own.replace(**inputs) if inputs else None
 
     def pictures(self, size: int | None = None, n: int | None = None) -> Chosen:
         """The files of --pictures, else the first n held-out emoji by hash, rendered at `size` (default: the decoder's)."""
@@ -128,9 +128,9 @@ class Run:
         latents: list[Latent] = []
         with self.progress("inverting", len(images)) as bar:
             for start in range(0, len(images), AT_ONCE):
-                some = self.pipe.invert(list(images[start : start + AT_ONCE]), self.inversion)
-                latents += [some.rows(slice(i, i + 1)) for i in range(len(some))]
-                bar.update(len(some))
+                chunk = self.pipe.invert(list(images[start : start + AT_ONCE]), self.inversion)
+                latents += [chunk.rows(slice(i, i + 1)) for i in range(len(chunk))]
+                bar.update(len(chunk))
         return latents
 
     @torch.no_grad()
@@ -203,21 +203,21 @@ def parser(doc: str | None, n: int) -> argparse.ArgumentParser:
 def main(name: str, options: argparse.ArgumentParser, draw: Draw, arguments: Sequence[str] | None) -> None:
     """Run a script: bad input is one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    given = options.parse_args(arguments)
+    inputs = options.parse_args(arguments)
     began = time.perf_counter()
     try:
-        if given.n < 1:
-            raise ValueError(f"--n is {given.n}; it must be at least 1")
-        pipe = UnCLIP.from_pretrained(given.model).to(given.device)
-        if getattr(given, "size", None) not in (None, *pipe.sizes):  # before minutes are spent on inverting
-            raise ValueError(f"--size is {given.size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
+        if inputs.n < 1:
+            raise ValueError(f"--n is {inputs.n}; it must be at least 1")
+        pipe = UnCLIP.from_pretrained(inputs.model).to(inputs.device)
+        if getattr(inputs, "size", None) not in (None, *pipe.sizes):  # before minutes are spent on inverting
+            raise ValueError(f"--size is {inputs.size}; this pipeline makes pictures of {', '.join(map(str, pipe.sizes))} pixels")
         command = shlex.join(["python", "-m", f"experiments.figures.{name}", *arguments])
-        told = {"experiment": name, "model": pipe.name, "seed": str(given.seed), "commit": commit(), "command": command}
-        drawn = draw(Run(name, given, pipe, told))
+        message = {"experiment": name, "model": pipe.name, "seed": str(inputs.seed), "commit": commit(), "command": command}
+        drawn = draw(Run(name, inputs, pipe, message))
         if drawn is None:
             return
-        record = told | {
-            "seed": given.seed,
+        record = message | {
+            "seed": inputs.seed,
             "weights": {part: fingerprint(module) for part, module in pipe.components.items()},
             "versions": {"python": platform.python_version(), "unclip": __version__, "torch": torch.__version__}
             | {"numpy": np.__version__, "pillow": PIL.__version__},
@@ -227,13 +227,13 @@ def main(name: str, options: argparse.ArgumentParser, draw: Draw, arguments: Seq
             "numbers": drawn.numbers,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        files = [(given.output / f"{name}{suffix}", data) for suffix, data in drawn.files.items()]
-        write_files([*files, (given.output / f"{name}.json", text.encode())])
+        files = [(inputs.output / f"{name}{suffix}", data) for suffix, data in drawn.files.items()]
+        write_files([*files, (inputs.output / f"{name}.json", text.encode())])
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     print(table(drawn.numbers))
-    for path in (*(path for path, _ in files), given.output / f"{name}.json"):
+    for path in (*(path for path, _ in files), inputs.output / f"{name}.json"):
         print(path)
 
 

@@ -37,15 +37,15 @@ def draw(run: Run) -> Drawn:
         alone = columns.decode(subject, None, rows)
         with run.progress(title, len(rivals), " priors") as bar:
             for rival in rivals:
-                found: dict[str, Any] = {}
+                results: dict[str, Any] = {}
                 embeds: Tensor | None = columns.embed(subject, rival, rows)
                 if embeds is not None:
-                    found |= columns.of_embeddings(subject, rival, embeds, rows)
+                    results |= columns.of_embeddings(subject, rival, embeds, rows)
                 pictures = alone if rival.name == CAPTION else columns.decode(subject, embeds, rows)
-                found |= columns.of_images(subject, pictures, rows)
+                results |= columns.of_images(subject, pictures, rows)
                 if rival.name != CAPTION:
-                    found |= columns.wins(subject, pictures, alone, rows)
-                drawn.numbers[f"{rival.name}, {title}"] = {name: value._asdict() for name, value in found.items()}
+                    results |= columns.wins(subject, pictures, alone, rows)
+                drawn.numbers[f"{rival.name}, {title}"] = {name: value._asdict() for name, value in results.items()}
                 bar.update(1)
     for rival in rivals:
         cost[rival.name] = {
@@ -66,10 +66,10 @@ def markdown(numbers: Numbers, cost: dict[str, dict[str, Any]]) -> str:
     lines = []
     for title in SPLITS.values():
         lines += [f"| {title} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
-        for setting, found in numbers.items():
+        for setting, results in numbers.items():
             name, _, split = setting.rpartition(", ")
             if split == title:
-                lines.append(f"| {name} | " + " | ".join(_cell(found.get(column)) for column in shown) + " |")
+                lines.append(f"| {name} | " + " | ".join(_cell(results.get(column)) for column in shown) + " |")
         lines.append("")
     keys = list(next(iter(cost.values())))
     lines += ["| cost | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]

@@ -31,10 +31,10 @@ SHARES = (0.9, 0.95, 0.99, 0.999)
 def draw(run: Run) -> Drawn:
     subject = material.subject_of(run.pipe, run.options)
     clips: dict[str, Embeddings] = {run.pipe.name or "the model's CLIP": subject.embeddings}
-    for given in run.options.clips:
-        name, equals, folder = given.partition("=")
+    for inputs in run.options.clips:
+        name, equals, folder = inputs.partition("=")
         if not equals:
-            raise ValueError(f"--clips takes NAME=FOLDER, not {given!r}")
+            raise ValueError(f"--clips takes NAME=FOLDER, not {inputs!r}")
         clips[name] = precompute(load(Path(folder)), subject.data)
     numbers: Numbers = {}
     curves: dict[str, list[float]] = {}

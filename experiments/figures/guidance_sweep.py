@@ -67,14 +67,14 @@ def measured(
     subject: Subject, embeds: Tensor | None, rows: Sequence[int], sampling: Sampling | None, options: Any
 ) -> dict[str, Any]:
     """Fidelity on all captions; diversity of the decoder's draws for the first --few."""
-    found = columns.of_images(subject, columns.decode(subject, embeds, rows, sampling), rows)
+    results = columns.of_images(subject, columns.decode(subject, embeds, rows, sampling), rows)
     few = rows[: options.few]
     several = [
         columns.decode(subject, None if embeds is None else embeds[: len(few)], few, sampling, first=len(rows) * (1 + k))
         for k in range(options.draws)
     ]
-    found[DIVERSITY] = interval([figures.spread(torch.stack(pictures)) for pictures in zip(*several)])
-    return {key: value._asdict() for key, value in found.items()}
+    results[DIVERSITY] = interval([figures.spread(torch.stack(pictures)) for pictures in zip(*several)])
+    return {key: value._asdict() for key, value in results.items()}
 
 
 def plot(numbers: Numbers, scales: Sequence[float], prior_scales: Sequence[float], priors: Sequence[str]) -> bytes:

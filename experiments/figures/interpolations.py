@@ -29,7 +29,7 @@ def draw(run: Run) -> Drawn:
     rows: list[list[Tensor]] = []
     labels: list[list[str]] = []
     paths: dict[str, list[Tensor]] = {title: [] for title in PATHS.values()}
-    found: dict[str, dict[str, list[float]]] = {title: {} for title in PATHS.values()}
+    results: dict[str, dict[str, list[float]]] = {title: {} for title in PATHS.values()}
     with run.progress("interpolating", len(pairs) * len(PATHS) * frames) as bar:
         for a, b in pairs:
             for x_t, title in PATHS.items():
@@ -39,9 +39,9 @@ def draw(run: Run) -> Drawn:
                 labels.append([chosen.captions[a], f"{title} 0", *made.labels[1:], chosen.captions[b]])
                 paths[title].append(made.images)
                 for name, values in measured(run, made.stages[run.small], sources[a], sources[b]).items():
-                    found[title].setdefault(name, []).extend(values)
+                    results[title].setdefault(name, []).extend(values)
                 bar.update(frames)
-    numbers = {title: {name: figures.mean(values) for name, values in by_name.items()} for title, by_name in found.items()}
+    numbers = {title: {name: figures.mean(values) for name, values in by_name.items()} for title, by_name in results.items()}
     steps = [[[path[k] for path in paths[title]] for title in paths] for k in range(frames)]
     page = run.sheet(rows, labels, f"{run.pipe.name}: given, the path, given")
     about = {"pairs": [[chosen.captions[a], chosen.captions[b]] for a, b in pairs], "frames": frames}

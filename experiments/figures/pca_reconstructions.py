@@ -34,7 +34,7 @@ def draw(run: Run) -> Drawn:
     chosen = run.pictures()
     sources = run.fitted(chosen.images)
     rows: list[list[Tensor]] = []
-    found: dict[int, dict[str, list[float]]] = {k: {} for k in ks}
+    results: dict[int, dict[str, list[float]]] = {k: {} for k in ks}
     with run.progress("drawing", len(chosen) * len(ks)) as bar:
         for i, (picture, source) in enumerate(zip(chosen.images, sources)):
             size = run.size if i < run.options.rows else run.small
@@ -50,7 +50,7 @@ def draw(run: Run) -> Drawn:
             }
             for j, k in enumerate(ks):
                 for name, value in values.items():
-                    found[k].setdefault(name, []).append(float(value[j]))
+                    results[k].setdefault(name, []).append(float(value[j]))
             if i < run.options.rows:
                 rows.append([source, *made.images])
             bar.update(len(ks))
@@ -58,7 +58,7 @@ def draw(run: Run) -> Drawn:
     numbers: Numbers = {
         f"{k} components": {"explained variance": {"share": float(explained[k])}}
         | {name: figures.mean(values) for name, values in by_name.items()}
-        for k, by_name in found.items()
+        for k, by_name in results.items()
     }
     titles = [f"{k} components" if k != full else f"all {full}" for k in ks]
     labels = [[caption, *titles] for caption in chosen.captions[: len(rows)]]

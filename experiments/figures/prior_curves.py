@@ -32,10 +32,10 @@ def draw(run: Run) -> Drawn:
             folder = options.runs / "curves" / f"{name.replace(' ', '_')}_{seed}"
             records.append(curves.learn(subject, name, seed, steps, folder))
     answer = curves.compare(records)
-    last, told = answer["budgets"][-1], ("difference", "low", "high")
+    last, text = answer["budgets"][-1], ("difference", "low", "high")
     numbers: Numbers = {
         "equal training compute, held-out captions": {
-            f"{metric}, diffusion less AR, at {last['flops']:.2e} FLOPs": {key: last[metric][key] for key in told}
+            f"{metric}, diffusion less AR, at {last['flops']:.2e} FLOPs": {key: last[metric][key] for key in text}
             for metric in curves.METRICS
         }
     }
@@ -49,14 +49,14 @@ def plot(records: Sequence[dict[str, Any]]) -> bytes:
     lines = [(DIFFUSION, "", "tab:blue", "-"), (AR, curves.COOLER, "tab:orange", "-"), (AR, "", "tab:orange", ":")]
     names = {"cosine": "cosine of a draw to the true z_i", "R@5": "true picture among the 5 nearest of all"}
     for part, metric in zip(parts, curves.METRICS):
-        for name, told, colour, style in lines:
-            own, key = [record["points"] for record in records if record["prior"] == name], f"{metric}{told}"
+        for name, text, colour, style in lines:
+            own, key = [record["points"] for record in records if record["prior"] == name], f"{metric}{text}"
             for points in own:
                 part.plot([p["flops"] for p in points], [p[key] for p in points], style, color=colour, alpha=0.35, linewidth=1)
             count = min(map(len, own))
             means = [sum(points[i][key] for points in own) / len(own) for i in range(count)]
             size = next(r["parameters"] for r in records if r["prior"] == name)
-            label = f"{name}{told}, {size / 1e6:.1f}M parameters, mean of {len(own)} seeds"
+            label = f"{name}{text}, {size / 1e6:.1f}M parameters, mean of {len(own)} seeds"
             part.plot([p["flops"] for p in own[0][:count]], means, style, color=colour, marker="o", linewidth=2, label=label)
         part.set_xscale("log")
         part.set_xlabel("training FLOPs")

@@ -25,21 +25,21 @@ def draw(run: Run) -> Drawn:
         raise ValueError(f"--n is {run.options.n} and --rows {run.options.rows}; at least 4 captions and 1 row are needed")
     subject = material.subject_of(run.pipe, run.options)
     rows = subject.rows("heldout", run.options.n)
-    given = [Contestant(CAPTION, None), Contestant(TEXT, as_text), of_prior(PRIOR, run.pipe.prior)]
+    inputs = [Contestant(CAPTION, None), Contestant(TEXT, as_text), of_prior(PRIOR, run.pipe.prior)]
     numbers: Numbers = {}
     pictures = {}
-    with run.progress("held-out captions", len(given) + 1, " signals") as bar:
-        for signal in given:
+    with run.progress("held-out captions", len(inputs) + 1, " signals") as bar:
+        for signal in inputs:
             embeds = columns.embed(subject, signal, rows)
             pictures[signal.name] = columns.decode(subject, embeds, rows)
             bar.update(1)
         pictures[TRUE] = columns.decode(subject, subject.embeddings.image_embed[rows], rows)
         bar.update(1)
     for name, images in pictures.items():
-        found = columns.of_images(subject, images, rows)
+        results = columns.of_images(subject, images, rows)
         if name != CAPTION:
-            found |= columns.wins(subject, images, pictures[CAPTION], rows)
-        numbers[name] = {key: value._asdict() for key, value in found.items()}
+            results |= columns.wins(subject, images, pictures[CAPTION], rows)
+        numbers[name] = {key: value._asdict() for key, value in results.items()}
     shown = rows[: run.options.rows]
     sheet = [[*(images[i] for images in pictures.values()), subject.images[row]] for i, row in enumerate(shown)]
     labels = [[*pictures, f"true picture: {subject.data.captions[row]}"] for row in shown]

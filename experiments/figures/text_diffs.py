@@ -44,7 +44,7 @@ def draw(run: Run) -> Drawn:
     truths = _truths(run, diffs)
     latents = run.invert(chosen.images)
     sources = run.fitted(chosen.images)
-    found: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, dict[str, list[float]]] = {}
     rows: list[list[Tensor]] = []
     labels: list[list[str]] = []
     with run.progress("turning", len(diffs) * len(BASELINES) * frames) as bar:
@@ -75,15 +75,15 @@ def draw(run: Run) -> Drawn:
                     if truth is not None:
                         values["RMS difference to the true target"] = figures.rms(small[k : k + 1], truth[None])[0]
                     for name, value in values.items():
-                        found.setdefault(f"from {baseline}, {label}", {}).setdefault(name, []).append(float(value))
+                        results.setdefault(f"from {baseline}, {label}", {}).setdefault(name, []).append(float(value))
                 if first:
                     rows.append([sources[diff.picture], *made.images, *([truth] if truth is not None else [])])
-                    told = [diff.source, *made.labels[:-1], f"{made.labels[-1]}: {diff.target}", "true target"]
-                    labels.append(told[: len(rows[-1])])
+                    message = [diff.source, *made.labels[:-1], f"{made.labels[-1]}: {diff.target}", "true target"]
+                    labels.append(message[: len(rows[-1])])
                 bar.update(frames)
     # One row per setting; settings of one baseline stay together.
-    order = sorted(found, key=lambda setting: next(i for i, name in enumerate(BASELINES) if name in setting))
-    numbers: Numbers = {setting: {name: figures.mean(values) for name, values in found[setting].items()} for setting in order}
+    order = sorted(results, key=lambda setting: next(i for i, name in enumerate(BASELINES) if name in setting))
+    numbers: Numbers = {setting: {name: figures.mean(values) for name, values in results[setting].items()} for setting in order}
     steps = [[[row[1 + k] for row in rows]] for k in range(frames)]
     page = run.sheet(rows, labels, f"{run.pipe.name}: given, then turned from the first caption to the last")
     about = {"diffs": [{"from": diff.source, "to": diff.target} for diff in diffs], "guidance": run.options.guidance or 1.0}
@@ -99,12 +99,12 @@ def targets(run: Run, caption: str) -> list[str]:
 
 def other_tone(caption: str) -> str:
     """Light and medium-light become dark, the others light."""
-    return TONE.sub(lambda found: f"{FAR[found[1]]} skin tone", caption)
+    return TONE.sub(lambda match: f"{FAR[match[1]]} skin tone", caption)
 
 
 def other_gender(caption: str) -> str:
     """Where one person has a gender, the other one."""
-    return GENDER.sub(lambda found: OTHER[found[0]], caption) if len(GENDER.findall(caption)) == 1 else caption
+    return GENDER.sub(lambda match: OTHER[match[0]], caption) if len(GENDER.findall(caption)) == 1 else caption
 
 
 def _truths(run: Run, diffs: Sequence[Diff]) -> dict[str, Tensor]:

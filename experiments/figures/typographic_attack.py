@@ -37,7 +37,7 @@ def draw(run: Run) -> Drawn:
     canvases = [canvas(image) for image in chosen.images]
     sources = run.fitted([load_image(picture) for picture in canvases])
     captions = run.embed_text(chosen.captions)
-    found: dict[str, dict[str, list[float]]] = {attack: {} for attack in ATTACKS}
+    results: dict[str, dict[str, list[float]]] = {attack: {} for attack in ATTACKS}
     rows: list[list[Tensor | Image.Image]] = []
     labels: list[list[str]] = []
     with run.progress("drawing", count * len(ATTACKS) * draws) as bar:
@@ -73,14 +73,14 @@ def draw(run: Run) -> Drawn:
                     "drawn: RMS difference to the own picture": own.mean(),
                     "drawn: RMS difference to the attacker": its.mean(),
                 }.items():
-                    found[attack].setdefault(name, []).append(float(value))
+                    results[attack].setdefault(name, []).append(float(value))
                 if shown:
                     rows[-1] += [picture, *made.images]
                     said = [f"{chance[k]:.0%} {words(chosen.captions[k])}" for k in (i, other)]
                     labels[-1] += [f"CLIP: {', '.join(said)}", *["drawn"] * draws]
                 bar.update(draws)
     numbers: Numbers = {
-        attack: {name: figures.mean(values) for name, values in by_name.items()} for attack, by_name in found.items()
+        attack: {name: figures.mean(values) for name, values in by_name.items()} for attack, by_name in results.items()
     }
     page = run.sheet(rows, labels, f"{run.pipe.name}: what CLIP was shown, and what is drawn from its embedding")
     return Drawn({".png": page}, numbers, {"captions": chosen.captions, "draws": draws})

@@ -32,14 +32,14 @@ def draw(run: Run) -> Drawn:
     latents = run.invert(chosen.images)
     embeds = run.embed(sources)
     rows: list[list[Tensor]] = [[source] for source in sources[: run.options.rows]]
-    found: dict[str, dict[str, list[float]]] = {}
+    compared: dict[str, dict[str, list[float]]] = {}
     with run.progress("varying", len(latents) * len(settings) * draws) as bar:
         for i, (latent, source, embed) in enumerate(zip(latents, sources, embeds)):
             for eta in settings:
                 images, first = _vary(run, latent, eta, draws, i)
                 if i < len(rows):
                     rows[i].append(first)
-                values = found.setdefault("fresh x_T" if eta is None else f"eta {eta:g}", {})
+                values = compared.setdefault("fresh x_T" if eta is None else f"eta {eta:g}", {})
                 cosines, same = run.embed(images) @ embed, source.expand_as(images)
                 for name, value in {
                     "CLIP cosine to the source": float(cosines.mean()),
@@ -49,11 +49,13 @@ def draw(run: Run) -> Drawn:
                 }.items():
                     values.setdefault(name, []).append(value)
                 bar.update(draws)
-    found["other pictures"] = _strangers(sources, embeds)
+    compared["other pictures"] = _strangers(sources, embeds)
     numbers: Numbers = {
-        setting: {name: figures.mean(values) for name, values in by_name.items()} for setting, by_name in found.items() if by_name
+        setting: {name: figures.mean(values) for name, values in by_name.items()}
+        for setting, by_name in compared.items()
+        if by_name
     }
-    labels = [[caption, *list(found)[: len(settings)]] for caption in chosen.captions[: len(rows)]]
+    labels = [[caption, *list(compared)[: len(settings)]] for caption in chosen.captions[: len(rows)]]
     page = run.sheet(rows, labels, f"{run.pipe.name}: given, then one variation each")
     about = {"pictures": chosen.captions, "draws": draws, "inversion_timesteps": len(latents[0].timesteps)}
     return Drawn({".png": page}, numbers, about)

@@ -122,13 +122,13 @@ def ablate(options: argparse.Namespace) -> None:
                 print(f"{name}: done", flush=True)
             else:
                 print(f"{name} ({i + 1} of {len(names)}): {' '.join(stage.variants[name]) or 'the recipe'}", flush=True)
-                found = variant(base.override(*stage.variants[name]), stage, runs / name, options)
-                found["settings"] = list(stage.variants[name])
+                results = variant(base.override(*stage.variants[name]), stage, runs / name, options)
+                results["settings"] = list(stage.variants[name])
                 with claimed(runs / "lock", wait=True):
                     record = read(path, about)
-                    record["variants"][name] = found
+                    record["variants"][name] = results
                     store(path, record)
-                print(f"{name}: {summary(found)}", flush=True)
+                print(f"{name}: {summary(results)}", flush=True)
 
 
 def variant(training: Training, stage: Stage, run_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a record of this command: {error}") from None
     for key, value in about.items():
         if record.get(key) != value:
-            told = "another recipe" if key == "recipe" else f"{key} {record.get(key)}, not {value}"
-            raise ValueError(f"{path} was measured with {told}: keep it and name another folder with -o")
+            text = "another recipe" if key == "recipe" else f"{key} {record.get(key)}, not {value}"
+            raise ValueError(f"{path} was measured with {text}: keep it and name another folder with -o")
     return record
 
 
@@ -175,7 +175,7 @@ def store(path: Path, record: dict[str, Any]) -> None:
     order = list(STAGES[record["stage"]].variants)
     record["variants"] = dict(sorted(record["variants"].items(), key=lambda item: order.index(item[0])))
     text = json.dumps(record, indent=1, allow_nan=False)
-    text = re.sub(r"\[[-\s\d.,e+]*\]", lambda found: " ".join(found[0].split()), text)  # a line for a row of numbers
+    text = re.sub(r"\[[-\s\d.,e+]*\]", lambda match: " ".join(match[0].split()), text)  # a line for a row of numbers
     write_files([(path, f"{text}\n".encode())])
 
 
@@ -197,8 +197,8 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
 def summary(found: dict[str, Any]) -> str:
     if "failed" in found:
         return str(found["failed"])
-    told = [f"{found['updates']} updates, {found['pictures']} pictures in {found['CPU seconds']:.0f} s"]
-    return ", ".join(told + [f"{name} {row['mean']:.3f}" for name, row in found["numbers"]["heldout"].items()])
+    text = [f"{found['updates']} updates, {found['pictures']} pictures in {found['CPU seconds']:.0f} s"]
+    return ", ".join(text + [f"{name} {row['mean']:.3f}" for name, row in found["numbers"]["heldout"].items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

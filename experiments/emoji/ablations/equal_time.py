@@ -46,7 +46,7 @@ def train_for(training: Training, budget: float, run_dir: Path) -> tuple[Task, S
         raise ValueError(f"decay is {training.train.decay!r}; a training that ends by the clock needs train.decay=constant")
     task, data, *_ = build(training)
     ticks: list[float] = []
-    hook = task.register_forward_pre_hook(lambda module, given: ticks.append(time.process_time()))
+    hook = task.register_forward_pre_hook(lambda module, inputs: ticks.append(time.process_time()))
     spent = stood(run_dir)
     try:
         while more := spent.more(budget):
@@ -76,5 +76,5 @@ def stood(run_dir: Path) -> Spent:
     state = newest(run_dir, only=())
     if state is None:
         return Spent()
-    told = Spent.load(run_dir / FILE)
-    return Spent(steps=state.step, seconds=told.seconds * state.step / told.steps)
+    spent = Spent.load(run_dir / FILE)
+    return Spent(steps=state.step, seconds=spent.seconds * state.step / spent.steps)

@@ -38,15 +38,15 @@ def markdown(path: Path) -> str:
     columns, variants = COLUMNS[record["stage"]], record["variants"]
     heads = ["variant", "updates", "pictures", "ms per picture", *(column[0] for column in columns), "ms per evaluation"]
     rows = []
-    for name, found in variants.items():
-        settings = " ".join(found.get("settings", []))
+    for name, results in variants.items():
+        settings = " ".join(results.get("settings", []))
         cells = [f"{name}{f' (`{settings}`)' if settings else ''}"]
-        if "failed" in found:
-            rows.append([*cells, f"failed: {found['failed']}", *[""] * (len(heads) - 2)])
+        if "failed" in results:
+            rows.append([*cells, f"failed: {results['failed']}", *[""] * (len(heads) - 2)])
             continue
-        cells += [f"{found['updates']:,}", f"{found['pictures']:,}", f"{found['ms per picture']:.1f}"]
+        cells += [f"{results['updates']:,}", f"{results['pictures']:,}", f"{results['ms per picture']:.1f}"]
         cells += [cell(variants, name, *column[1:]) for column in columns]
-        rows.append([*cells, f"{found['ms per evaluation']:.1f}"])
+        rows.append([*cells, f"{results['ms per evaluation']:.1f}"])
     about = (
         f"{record['CPU seconds']:g} CPU seconds of one thread each, measured on {record['n']} pictures. Brackets: the difference "
         "from the baseline on the same pictures with its bootstrap 95 % interval, in bold where it leaves out 0."
@@ -70,12 +70,12 @@ def _difference(variants: dict[str, Any], name: str, split: str, number: str, sc
         return ""
     pairs = (torch.tensor(x[split][number]["values"]).double() for x in (variants[name]["numbers"], base))
     mean, low, high = (scale * x for x in interval(next(pairs) - next(pairs))[:3])
-    told = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f" (**{told}**)" if low > 0 or high < 0 else f" ({told})"
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f" (**{text}**)" if low > 0 or high < 0 else f" ({text})"
 
 
 def _by_timestep(variants: dict[str, Any]) -> str:
-    done = {name: found["numbers"]["heldout"] for name, found in variants.items() if "numbers" in found}
+    done = {name: results["numbers"]["heldout"] for name, results in variants.items() if "numbers" in results}
     if not done:
         return ""
     steps = [key for key in next(iter(done.values())) if key.startswith(f"{GUESS} at")]

@@ -40,15 +40,15 @@ def embed(subject: Subject, contestant: Contestant, rows: Sequence[int]) -> Tens
 def of_embeddings(subject: Subject, contestant: Contestant, drawn: Tensor, rows: Sequence[int]) -> Numbers:
     """Cosine and retrieval, length, and how much draws of a caption agree."""
     assert contestant.draw is not None
-    found = {name: interval(values) for name, values in embeddings_quality(subject, drawn, rows).items()}
+    results = {name: interval(values) for name, values in embeddings_quality(subject, drawn, rows).items()}
     true = subject.embeddings.image_embed[list(rows)]
-    found["norm / true norm"] = interval(drawn.norm(dim=1) / true.norm(dim=1))
+    results["norm / true norm"] = interval(drawn.norm(dim=1) / true.norm(dim=1))
     noise = Noise.of(subject.seed, range(len(rows))).at("spread")
     draws = contestant.draw(texts(subject, rows), noise, SPREAD).float().cpu()
     unit = torch.nn.functional.normalize(draws, dim=-1)
     first, second = torch.triu_indices(SPREAD, SPREAD, offset=1)
-    found[f"mean cosine of {SPREAD} draws"] = interval((unit[:, first] * unit[:, second]).sum(-1).mean(1))
-    return found
+    results[f"mean cosine of {SPREAD} draws"] = interval((unit[:, first] * unit[:, second]).sum(-1).mean(1))
+    return results
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def decode(
 def of_images(subject: Subject, pictures: Tensor, rows: Sequence[int]) -> Numbers:
     """Is the true picture the nearest, and what the judge says."""
     rank = nearest(pictures, subject.images, rows, subject.twins)
-    found = {f"nearest picture top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}
-    return found | {name.removeprefix(", "): value for name, value in judged(subject, pictures, rows, "").items()}
+    results = {f"nearest picture top-{k}": interval(recall_at(rank, k)) for k in (1, 5)}
+    return results | {name.removeprefix(", "): value for name, value in judged(subject, pictures, rows, "").items()}
 
 
 @torch.no_grad()
@@ -78,12 +78,12 @@ def wins(subject: Subject, pictures: Tensor, others: Tensor, rows: Sequence[int]
     """How often a picture is nearer the truth than the other one of the same caption; a tie is half a win."""
     true = subject.images[list(rows)]
     apart = [(x - true).double().square().flatten(1).mean(1) for x in (pictures, others)]
-    found = {"wins in RGB": interval(_wins(-apart[0], -apart[1]))}
+    results = {"wins in RGB": interval(_wins(-apart[0], -apart[1]))}
     if subject.judge is not None:
         real, *seen = (judges.features(subject.judge, x) for x in (true, pictures, others))
         likeness = [torch.cosine_similarity(real, x, dim=-1) for x in seen]
-        found["wins before the judge"] = interval(_wins(*likeness))
-    return found
+        results["wins before the judge"] = interval(_wins(*likeness))
+    return results
 
 
 @torch.no_grad()

@@ -56,26 +56,26 @@ class Contestant(NamedTuple):
 def contestants(subject: Subject, model: str, runs: Path, steps: int) -> list[Contestant]:
     """All of `NAMES`.  What the checkpoint lacks is trained in a folder of `runs`, or taken from there."""
     pipe, stored = subject.pipe, open_pipeline(model)
-    told = pipe.provenance.get("stages", {})
-    found: dict[str, Contestant] = {}
-    priors: dict[str, tuple[Any, int]] = {DIFFUSION: (pipe.prior, _samples(told.get("prior", {})))}
+    provenance = pipe.provenance.get("stages", {})
+    results: dict[str, Contestant] = {}
+    priors: dict[str, tuple[Any, int]] = {DIFFUSION: (pipe.prior, _samples(provenance.get("prior", {})))}
     if "ar_prior" in stored.components:
-        priors[AR] = (stored.components["ar_prior"](), _samples(told.get("ar_prior", {})))
+        priors[AR] = (stored.components["ar_prior"](), _samples(provenance.get("ar_prior", {})))
     for name in (AR, CONTRASTIVE):
         if name not in priors:
             config = TRAIN.replace(steps=steps)
             priors[name] = trained(subject, name, config, runs / name.replace(" ", "_")), steps * config.batch
     for name, (prior, samples) in priors.items():
-        found[name] = of_prior(name, prior.to(pipe.device).eval(), training_flops(subject, prior) * samples)
+        results[name] = of_prior(name, prior.to(pipe.device).eval(), training_flops(subject, prior) * samples)
     linear = LinearPrior(LinearPriorConfig(embed_dim=pipe.clip.embed_dim))
     known = train_embeddings(subject)
     assert known.text is not None
     linear.fit(known.image_embed, known.text.embed)
     n, d = known.image_embed.shape
-    found[LINEAR] = of_prior(LINEAR, linear.to(pipe.device).eval(), 8.0 * n * d * d)  # about what the decomposition takes
-    found[TEXT] = Contestant(TEXT, as_text)
-    found[CAPTION] = Contestant(CAPTION, None)
-    return [found[name] for name in NAMES]
+    results[LINEAR] = of_prior(LINEAR, linear.to(pipe.device).eval(), 8.0 * n * d * d)  # about what the decomposition takes
+    results[TEXT] = Contestant(TEXT, as_text)
+    results[CAPTION] = Contestant(CAPTION, None)
+    return [results[name] for name in NAMES]
 
 
 def of_prior(name: str, prior: Any, flops: float = 0.0, sampling: Any = None) -> Contestant:
@@ -140,25 +140,25 @@ def ready(subject: Subject, prior: Any, n: int = 256) -> Any:
     """A diffusion prior's analytic variance, which is measured after training; nothing for the others."""
     if isinstance(prior, DiffusionPrior):
         known = train_embeddings(subject)
-        some = known.select(known.keys[:: max(1, len(known) // n)][:n])
-        assert some.text is not None
-        noise = Noise.of(0, range(len(some))).at("measure")
-        prior.measure_variance(some.image_embed, some.text, prior.config.sampling.steps, noise)
+        rows = known.select(known.keys[:: max(1, len(known) // n)][:n])
+        assert rows.text is not None
+        noise = Noise.of(0, range(len(rows))).at("measure")
+        prior.measure_variance(rows.image_embed, rows.text, prior.config.sampling.steps, noise)
     return prior
 
 
 def training_flops(subject: Subject, prior: Any, batch: int = 32) -> float:
     """Floating-point operations of a training step per sample, forward and backward, as torch counts them."""
     rows = subject.rows("train", batch)
-    some = subject.embeddings.select([subject.data.keys[i] for i in rows])
-    assert some.text is not None
+    chunk = subject.embeddings.select([subject.data.keys[i] for i in rows])
+    assert chunk.text is not None
     state = [p.requires_grad for p in prior.parameters()]
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():
         for p in prior.parameters():
             p.requires_grad_(True)
-        some_text = move(some.text, prior.device)
-        prior.loss(some.image_embed, some_text, noise=Noise.of(0, range(len(rows)))).total.mean().backward()
+        some_text = move(chunk.text, prior.device)
+        prior.loss(chunk.image_embed, some_text, noise=Noise.of(0, range(len(rows)))).total.mean().backward()
     prior.zero_grad(set_to_none=True)
     for p, wanted in zip(prior.parameters(), state):
         p.requires_grad_(wanted)

@@ -44,13 +44,13 @@ def embeddings_quality(subject: Subject, drawn: Tensor, rows: Sequence[int]) -> 
 def heldout_quality(subject: Subject, prior: Any, sampling: Any = None) -> dict[str, float]:
     """Means over all held-out captions, of one draw each."""
     rows = subject.members["heldout"]
-    some = subject.embeddings.select([subject.data.keys[i] for i in rows])
-    assert some.text is not None
+    chunk = subject.embeddings.select([subject.data.keys[i] for i in rows])
+    assert chunk.text is not None
     contestant = of_prior("", prior, sampling=sampling)
     assert contestant.draw is not None
-    drawn = contestant.draw(some.text, Noise.of(subject.seed, range(len(rows))).at("prior"), 1)
-    found = embeddings_quality(subject, best_of(drawn, some.text.embed), rows)
-    return {name: float(values.double().mean()) for name, values in found.items()}
+    drawn = contestant.draw(chunk.text, Noise.of(subject.seed, range(len(rows))).at("prior"), 1)
+    results = embeddings_quality(subject, best_of(drawn, chunk.text.embed), rows)
+    return {name: float(values.double().mean()) for name, values in results.items()}
 
 
 def learn(subject: Subject, name: str, seed: int, steps: Sequence[int], run_dir: Path) -> dict[str, Any]:
