@@ -8,11 +8,13 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from experiments.emoji.data import drawings, motifs, packages, source, styled, words
 from experiments.emoji.data.colours import COLOURS, colours
@@ -22,11 +24,16 @@ from experiments.emoji.data.styled import StyledEmoji, StyledEmojiConfig
 from experiments.emoji.evaluation import lite0, tiers
 from experiments.emoji.evaluation.drawings import Drawings, first_motifs, hits, within
 from experiments.emoji.evaluation.tiers import judged
+from unclip.cli import app
 from unclip.clip.config import Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.encoder import CLIP
 from unclip.clip.pieces import PieceTokenizer
+from unclip.data.embeddings import Embeddings
 from unclip.data.order import Data
 from unclip.randomness import Noise
+from unclip.runs.components import open_component
+from unclip.runs.names import component_class
+from unclip.runs.recipes import find
 
 SQUARE = '<path fill="#{}" d="M4 4h24v24H4z"/>'
 RED, GREEN, BLUE, BROWN = "ff0000", "00b000", "0000ff", "7a4a20"
@@ -69,7 +76,7 @@ def _svg(colour: str) -> str:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Six packages of three emoji in the cache, and their table."""
     monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path))
     npm = styled.npm_folder()
@@ -350,6 +357,38 @@ def test_names_of_characters(small: Path) -> None:
     assert emoji_text(names) == "\U0001f431\tcat face\n\U0001f44b\twaving hand\n\U0001f697\tautomobile\n"
 
 
+# The recipes.
+
+
+@pytest.mark.filterwarnings("ignore:the caption")
+def test_the_recipes_train_one_after_the_other(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the recipes' docstring, small and with few steps."""
+    monkeypatch.chdir(small)
+    few = ["train.steps=2", "train.batch=2", "train.log_every=1", "train.precision=float32", "train.sample_every=null"]
+
+    def train(stage: str, *settings: str) -> None:
+        done = CliRunner().invoke(app, ["train", f"emoji2.{stage}", *settings, *few, "--run", f"runs/emoji2.{stage}"])
+        assert done.exit_code == 0, done.output + str(done.exception)
+
+    train("clip", "model.architecture.vision.layers=1", "model.architecture.text.layers=1")
+    main(["embed", "runs/emoji2.clip"])
+    stored = Embeddings.load(styled.embeddings_path())
+    assert stored.keys == StyledEmoji("all", None).keys and stored.text is None
+    train("prior", "model.network.transformer.layers=1")
+    train("decoder", "model.unet.depth=1")
+    assert open_component("runs/emoji2.decoder").clip_identity == open_component("runs/emoji2.prior").clip_identity is not None
+
+
+def test_the_weights_take_half_of_what_they_may() -> None:
+    """In float16, with the two upsamplers as they are, of 90 MB."""
+    with torch.device("meta"):
+        configs = [find(name).model for name in ("emoji2.clip", "emoji2.prior", "emoji2.decoder", "emoji.upsampler_256")]
+        made = [component_class(config)(config) for config in configs if config is not None]
+    millions = [sum(p.numel() for p in component.parameters()) / 1e6 for component in made]
+    assert millions[:3] == pytest.approx([4.91, 5.03, 6.05], abs=0.01)
+    assert 2 * (sum(millions) + millions[3]) < 55
+
+
 # Captions of people.
 
 
@@ -401,6 +440,7 @@ def test_true_drawings_are_all_right_and_other_styles_are_seen(small: Path) -> N
     assert all_of_them.trained_relative(green) in (red, all_of_them.row["noto-1f697"])
 
 
+@pytest.mark.filterwarnings("ignore:the caption")
 def test_the_command_tells_tiers_and_spoken_captions(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
