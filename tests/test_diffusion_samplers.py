@@ -4,12 +4,13 @@ import pytest
 import torch
 from oracles import finite, gaussian
 
-from unclip.diffusion.guidance import gradient_guidance
+from unclip.diffusion.guidance import gradient_guidance, keep_known
 from unclip.diffusion.samplers import ddim, ddim_invert, ddpm, dpmpp_2m, run
-from unclip.diffusion.schedule import NoiseSchedule, spaced
+from unclip.diffusion.schedule import NoiseSchedule, resampled, spaced
 from unclip.diffusion.variance import Analytic
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
+from unclip.types import Prediction
 
 N = 4000
 MEAN, STD = torch.tensor([0.3, -0.5, 0.0]), torch.tensor([0.2, 0.6, 1.0])
@@ -193,3 +194,62 @@ def test_bad_requests(schedule):
     with pytest.raises(ValueError, match="not measured"):
         unmeasured = Analytic(torch.full((1001,), float("nan")))
         ddpm(denoise, x, schedule, (10, 5, 0), noise=Noise.of(0), variance=unmeasured)
+
+
+# RePaint
+
+
+def test_resampled_goes_back_as_repaint_does():
+    assert resampled((5, 4, 3, 2, 1, 0), 2, 2) == (5, 4, 3, 5, 4, 3, 2, 1, 3, 2, 1, 0)
+    assert resampled((900, 500, 100, 20), 1, 3) == (900, 500, 900, 500, 900, 500, 100, 500, 100, 500, 100, 20)
+    for n, jump, times in ((25, 5, 4), (250, 10, 10), (7, 3, 2), (4, 9, 3), (5, 2, 1)):
+        way = resampled(tuple(range(n, -1, -1)), jump, times)
+        down = [t for t, s in zip(way, way[1:]) if s < t]
+        climbs = [(t, s) for t, s in zip(way, way[1:]) if s > t]
+        detours = len(range(0, n - jump, jump)) * (times - 1)  # the paper's: at 0, j, 2j, ... below n - j, counted from 0
+        assert len(climbs) == detours and all(s - t == jump for t, s in climbs), (n, jump, times)
+        assert len(down) == n + detours * jump and way[0] == n and way[-1] == 0 and max(way) == n
+    assert len(resampled(tuple(range(25, -1, -1)), 5, 4)) - 1 - 12 == 85
+
+
+def test_climbing_puts_the_noise_back_that_belongs_there(schedule, start):
+    """With the exact denoiser every detour ends where it began, in distribution."""
+    denoise = gaussian(schedule, MEAN.double(), STD.double())
+    steps = spaced(1000, 250)
+    x = ddpm(denoise, start, schedule, resampled(steps, 10, 2), noise=Shared(1))
+    assert x.mean(0) == pytest.approx(MEAN, abs=5 / math.sqrt(N)) and x.std(0) == pytest.approx(STD, rel=0.06)
+    up = ddpm(denoise, torch.zeros(N, 3).double(), schedule, (300, 700), noise=Shared(2))  # one climb: q(x_700 | x_300 = 0)
+    a = schedule.alpha[700] / schedule.alpha[300]
+    assert float(up.std()) == pytest.approx(float((schedule.sigma[700] ** 2 - a**2 * schedule.sigma[300] ** 2).sqrt()), rel=0.03)
+    sampling = Sampling(sampler="ddpm", steps=steps, repaint=(10, 2))
+    assert torch.equal(run(denoise, start, schedule, sampling, noise=Shared(1)), x)
+
+
+def test_repaint_draws_what_known_pixels_tell_of_unknown_ones_more_surely(schedule):
+    """Two pixels with correlation 0.9, one of them known: the other's mean is 0.9 times as large."""
+    covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+
+    def denoise(x, t):
+        alpha, sigma = schedule.at(t, x)
+        a, s = alpha.flatten()[0], sigma.flatten()[0]
+        gain = torch.linalg.solve(a**2 * covariance + s**2 * torch.eye(2), a * covariance)
+        x0 = x @ gain
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+    n, noise = 500, Noise.of(3, range(500))
+    images, keep = torch.full((n, 3, 1, 2), 1.5), torch.tensor([True, False]).expand(n, 1, 1, 2)
+    errors = []
+    for repaint in (None, (2, 10)):
+        sampling = Sampling(sampler="ddpm", steps=10, repaint=repaint)
+        known = keep_known(denoise, schedule, images, keep)
+        x = run(known, noise.at("x_T").normal((3, 1, 2)), schedule, sampling, noise=noise.at("steps"))
+        assert torch.equal(x[..., 0], images[..., 0])
+        errors.append(abs(float(x[..., 1].mean()) - 0.9 * 1.5))
+    assert errors[1] < 0.7 * errors[0], errors
+
+
+def test_settings_of_repaint():
+    with pytest.raises(ValueError, match="at least 1"):
+        Sampling(sampler="ddpm", repaint=(0, 4))
+    with pytest.raises(ValueError, match="only the sampler 'ddpm'"):
+        Sampling(sampler="ddim", repaint=(5, 4))

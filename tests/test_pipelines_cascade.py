@@ -23,7 +23,8 @@ from unclip.config import Config
 from unclip.diffusion.schedule import NoiseSchedule
 from unclip.images import metadata
 from unclip.nn.transformer import TransformerConfig
-from unclip.pipelines.stage import check_callables, labels_of
+from unclip.pipelines.stage import labels_of
+from unclip.pipelines.steering import check_callables
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Cond, Denoise, Losses, Prediction, Wrap

@@ -24,6 +24,8 @@ class Sampling(Config, frozen=True, kw_only=True):
     variance: VarianceName = "small"  # ddpm only
     # None, "static" (clip x0 to the component's range) or the quantile of dynamic thresholding, for instance 0.995.
     threshold: Literal["static"] | float | None = None
+    # ddpm only: (jump, times), every `jump` steps drawn `times` times (RePaint), to knit known pixels and drawn ones together.
+    repaint: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +40,10 @@ class Sampling(Config, frozen=True, kw_only=True):
             raise ValueError(f"threshold is {self.threshold!r}; it must be 'static', a quantile in (0, 1] or None")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}; it must be (lo, hi) with 0 <= lo < hi, in timesteps")
+        if self.repaint is not None and min(self.repaint) < 1:
+            raise ValueError(f"repaint is {self.repaint}; it must be (jump, times), whole numbers of at least 1, as (5, 4)")
+        if self.repaint is not None and self.sampler != "ddpm":
+            raise ValueError(f"repaint is {self.repaint}, but only the sampler 'ddpm' goes back; the sampler is {self.sampler!r}")
 
     def describe(self) -> str:
         """In a few words."""

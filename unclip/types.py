@@ -57,9 +57,10 @@ class Text(NamedTuple):
         tensors = (None if x is None else x.repeat_interleave(n, dim=0) for x in self[1:])
         return Text([string for string in self.strings for _ in range(n)], *tensors)  # type: ignore[arg-type]
 
-    def rows(self, rows: slice) -> Text:
+    def rows(self, rows: slice | Sequence[int]) -> Text:
         """Some of the captions."""
-        return Text(self.strings[rows], *(None if x is None else x[rows] for x in self[1:]))  # type: ignore[arg-type]
+        strings = self.strings[rows] if isinstance(rows, slice) else [self.strings[i] for i in rows]
+        return Text(strings, *(None if x is None else x[rows] for x in self[1:]))  # type: ignore[arg-type]
 
 
 def joined(texts: Sequence[Text]) -> Text:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import data, edit, embed, generate, plan, report, train
+from . import data, edit, embed, generate, plan, report, steer, train
 from .settings import PRESETS, settings
 
 __all__ = ["PRESETS", "app", "main", "settings"]
@@ -41,6 +41,8 @@ def root(
 
 for command in (
     generate.generate,
+    steer.img2img,
+    steer.inpaint,
     edit.vary,
     edit.interpolate,
     edit.diff,

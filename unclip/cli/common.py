@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
+    from unclip.types import Callback, Step
 
 HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
 
@@ -24,6 +25,13 @@ First = Annotated[int, typer.Option(help="Number of the first picture: picture k
 Guidance = Annotated[float | None, typer.Option(help="Guidance of the decoder; 1 = off.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="What networks compute in: float32, bfloat16 or float16.")]
+Negative = Annotated[str | None, typer.Option(help="What guidance leads away from, a caption.")]
+BestOf = Annotated[
+    int | None, typer.Option(help="Draw so many pictures for each caption; those that CLIP finds nearest to it are kept.", min=1)
+]
+PreviewFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A .png that shows what is being drawn, written again every few steps.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already; else they are refused.")]
 Variant = Annotated[
     str | None, typer.Option(help='Which weights, where a folder holds several: a word as "fp16", "plain", or a file\'s name.')
@@ -31,6 +39,18 @@ Variant = Annotated[
 Offload = Annotated[
     bool, typer.Option("--offload", help="One stage's weights in memory at a time, read from the files: less memory, slower.")
 ]
+
+
+def watched(bars: Callback, preview: Callback | None) -> Callback:
+    """Who is told of every step: the bars, and what writes previews."""
+    if preview is None:
+        return bars
+
+    def both(step: Step) -> None:
+        bars(step)
+        preview(step)
+
+    return both
 
 
 def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None) -> UnCLIP:

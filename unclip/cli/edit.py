@@ -10,17 +10,12 @@ import typer
 
 from .bars import Bars
 from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load
-from .job import LARGEST, LATENT, Job, check_edit, inversion_of, is_latent, open_job, read_source, rows_of
+from .job import LATENT, Job, Output, Size, check_edit, inversion_of, is_latent, open_job, read_source, rows_of, write
 
 if TYPE_CHECKING:
     from unclip.editing.edits import NoisePath
-    from unclip.editing.result import Edit
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any format, or a latent (.safetensors).")]
-Output = Annotated[
-    Path, typer.Option("-o", "--output", help="A .png (of several pictures a labelled sheet), a .gif or .webp, or a folder.")
-]
-Size = Annotated[int | None, typer.Option(help=f"Side in pixels; default: the largest of the model up to {LARGEST}.")]
 InversionSteps = Annotated[int | None, typer.Option(help="Steps of the inversion; default: the decoder's own.")]
 Refine = Annotated[
     int | None, typer.Option(help="Refinements of each step of the inversion; default: the decoder's own; 0 is fast, and rough.")
@@ -68,7 +63,7 @@ def vary(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output, overwrite)
+        write(edit, output, overwrite)
 
 
 def interpolate(
@@ -109,7 +104,7 @@ def interpolate(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output, overwrite)
+        write(edit, output, overwrite)
 
 
 def diff(
@@ -151,7 +146,7 @@ def diff(
                 inversion=job.inversion,
                 callback=bars,
             )
-        _write(edit, output, overwrite)
+        write(edit, output, overwrite)
 
 
 def reconstruct(
@@ -185,7 +180,7 @@ def reconstruct(
                 edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, callback=bars)
             else:
                 edit = job.pipe.reconstruct_pca(source, components, guidance=guidance, seed=seed, size=job.size, callback=bars)
-        _write(edit, output, overwrite)
+        write(edit, output, overwrite)
 
 
 def invert(
@@ -230,8 +225,3 @@ def _refuse(where: str, options: Mapping[str, object]) -> None:
     used = [name for name, value in options.items() if value is not None]
     if used:
         raise ValueError(f"{' and '.join(used)} would change nothing {where}")
-
-
-def _write(edit: Edit, output: Path, overwrite: bool) -> None:
-    for path in edit.save(output, overwrite):
-        typer.echo(path)

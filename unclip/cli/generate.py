@@ -9,7 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from .bars import Bars
-from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load_any
+from .common import (
+    BestOf,
+    Device,
+    Dtype,
+    Errors,
+    First,
+    Guidance,
+    Model,
+    Negative,
+    Offload,
+    Overwrite,
+    PreviewFile,
+    Seed,
+    load_any,
+    watched,
+)
 from .settings import PRESETS, settings, upsamplers
 
 KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the components that they are
@@ -23,9 +38,13 @@ def generate(
     label: Annotated[
         list[str] | None, typer.Option(help="A class, by name or number, of a model that draws classes; several times for more.")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What guidance leads away from, a caption.")] = None,
+    negative: Negative = None,
     model: Model = "emoji",
     n: Annotated[int, typer.Option(help="Pictures for each caption.", min=1)] = 1,
+    best_of: BestOf = None,
+    clip: Annotated[
+        str | None, typer.Option(help="What ranks for --best-of where the model has no CLIP: a model, or open_clip:NAME:TAG.")
+    ] = None,
     seed: Seed = 0,
     first: First = 0,
     size: Annotated[int | None, typer.Option(help="Side in pixels; default: the largest the model makes.")] = None,
@@ -34,6 +53,7 @@ def generate(
     prior: Annotated[str, typer.Option(help="diffusion, or ar where the model has an autoregressive one too.")] = "diffusion",
     steps: Annotated[str | None, typer.Option(help="Steps by stage, for instance decoder=50,prior=64.")] = None,
     preset: Annotated[str | None, typer.Option(help=f"Sampling of all stages: {', '.join(PRESETS)}.")] = None,
+    preview: PreviewFile = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
@@ -44,28 +64,43 @@ def generate(
         from unclip.files import check_files
         from unclip.pipelines.generation import picture_paths
 
-        count = n * max(1, len(captions or label or ()))
+        # Of which numbers the best will be is not known yet: in a folder any of them.
+        each = n if best_of is None or output.suffix else max(n, best_of)
+        count = each * max(1, len(captions or label or ()))
         check_files(picture_paths(output, range(first, first + count)), overwrite)  # before minutes are spent in vain
+        if preview is not None:
+            check_files([preview], overwrite)
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
         if prior not in KINDS:
             raise ValueError(f"no prior {prior!r}; there are {', '.join(KINDS)}")
+        if clip is not None and best_of is None:
+            raise ValueError("--clip ranks pictures for --best-of, which is not there")
+        from unclip.pipelines.preview import Preview
         from unclip.pipelines.unclip import UnCLIP
 
+        see = None if preview is None else Preview(preview)
         pipe = load_any(model, device, dtype, KINDS[prior], offload)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
-        request: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative}
+        request: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative, "best_of": best_of}
         request |= {"decoder": samplings["decoder"], "upsamplers": [samplings[name] for name in upsamplers(pipe)]}
         with Bars() as bars:
+            request["callback"] = watched(bars, see)
             if isinstance(pipe, UnCLIP):
                 if label:
                     raise ValueError("--label is for models that draw classes; this one draws captions")
+                if clip is not None:
+                    raise ValueError("--clip is for models that have none; this one's own ranks the pictures")
                 if not captions:
                     raise ValueError("no caption was given: write one or more, in quotes")
-                result = pipe.generate(captions, **request, prior=samplings.get("prior"), callback=bars)
+                result = pipe.generate(captions, **request, prior=samplings.get("prior"))
             else:
                 labels = None if label is None else class_labels(label, pipe.label_names)
-                result = pipe.generate(captions or None, labels, **request, callback=bars)
+                if clip is not None:
+                    from unclip.runs.components import open_clip
+
+                    request["clip"] = open_clip(clip).to(pipe.device)
+                result = pipe.generate(captions or None, labels, **request)
         for path in result.save(output, overwrite):
             typer.echo(path)
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
+
+import typer
 
 from .common import load
 
 if TYPE_CHECKING:
     from unclip.editing.latent import Latent
+    from unclip.editing.result import Edit
+    from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
     from unclip.sampling import Inversion
 
 G = TypeVar("G", str, Path)
 LATENT = ".safetensors"
 LARGEST = 256  # pixels, unless asked: an edit is many pictures, and larger ones take minutes each
+
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="A .png (of several pictures a labelled sheet), a .gif or .webp, or a folder.")
+]
+Size = Annotated[int | None, typer.Option(help=f"Side in pixels; default: the largest of the model up to {LARGEST}.")]
 
 
 class Job(NamedTuple):
@@ -42,10 +51,21 @@ def open_job(
     if guidance is not None:
         Sampling(guidance=guidance)
     pipe = load(model, device, dtype, "prior", offload)
+    return Job(pipe, edit_size(pipe, size), inversion_of(pipe, inversion_steps, refine))
+
+
+def edit_size(pipe: UnCLIP | Cascade, size: int | None) -> int:
+    """The size that was asked for, else the largest of the model up to LARGEST; ValueError for one that it does not make."""
     if size is None:
         size = max([s for s in pipe.sizes if s <= LARGEST], default=pipe.sizes[0])
-    pipe.stages(size)  # refuses what it does not make
-    return Job(pipe, size, inversion_of(pipe, inversion_steps, refine))
+    pipe.stages(size)
+    return size
+
+
+def write(edit: Edit, output: Path, overwrite: bool) -> None:
+    """Save an edit and print the files."""
+    for path in edit.save(output, overwrite):
+        typer.echo(path)
 
 
 def check_edit(output: Path, numbers: range, sources: Sequence[str | Path], overwrite: bool) -> None:

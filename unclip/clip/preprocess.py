@@ -6,7 +6,7 @@ embeddings than the ones the prior and the decoder were trained with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -32,21 +32,29 @@ def fit_square(
 ) -> Float[Tensor, "b 3 s s"]:
     """Images in [-1, 1] to (b, 3, size, size) in [-1, 1]; a picture that has the size already is returned untouched."""
     _check_shape(images)
+
+    def resized(images: Tensor, target: tuple[int, int]) -> Tensor:
+        # float32: half precision has no anti-aliased resize on the CPU.
+        wide = F.interpolate(images.float(), target, mode=interpolation, antialias=True, align_corners=False)
+        return wide.clamp(-1, 1).to(images.dtype)  # bicubic overshoots at edges; 8-bit pictures would be clipped too
+
+    if resize == "squash":
+        return images if images.shape[-2:] == (size, size) else resized(images, (size, size))
+    return crop_square(images, size, resized)
+
+
+def crop_square(
+    images: Float[Tensor, "b c h w"], size: int, resized: Callable[[Tensor, tuple[int, int]], Tensor]
+) -> Float[Tensor, "b c s s"]:
+    """The short side to `size` by `resized(images, (h, w))`, then a centre crop; what has the size already stays untouched."""
     h, w = images.shape[-2:]
     if (h, w) == (size, size):
         return images
-    if resize == "squash":
-        target = (size, size)
-    else:
-        if max(h, w) > _LONGEST * min(h, w):
-            images = _centre(images, min(h, _LONGEST * w), min(w, _LONGEST * h))
-            h, w = images.shape[-2:]
-        target = (size, int(size * w / h)) if h <= w else (int(size * h / w), size)
-    if target != (h, w):
-        # float32: half precision has no anti-aliased resize on the CPU.
-        wide = F.interpolate(images.float(), target, mode=interpolation, antialias=True, align_corners=False)
-        images = wide.clamp(-1, 1).to(images.dtype)  # bicubic overshoots at edges; 8-bit pictures would be clipped too
-    return _centre(images, size, size)
+    if max(h, w) > _LONGEST * min(h, w):
+        images = _centre(images, min(h, _LONGEST * w), min(w, _LONGEST * h))
+        h, w = images.shape[-2:]
+    target = (size, int(size * w / h)) if h <= w else (int(size * h / w), size)
+    return _centre(images if target == (h, w) else resized(images, target), size, size)
 
 
 def stack_images(

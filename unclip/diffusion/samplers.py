@@ -17,7 +17,7 @@ from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.types import Denoise, Prediction
 
-from .schedule import NoiseSchedule, spaced
+from .schedule import NoiseSchedule, resampled, spaced
 from .variance import Variance, named_variance
 
 # Evenly spread timesteps grow by no more than 5 from step to step, at the borders of sections by a hundred.
@@ -35,10 +35,15 @@ def ddpm(
 ) -> Tensor:
     """Ancestral sampling: x_s ~ N(posterior mean at the predicted x0, variance) (DDPM, Alg. 2, for any stride).
 
-    x is read as x_t at timesteps[0]; the result lives at timesteps[-1].  A step to 0 returns the mean.
+    x is read as x_t at timesteps[0]; the result lives at timesteps[-1].  A step to 0 returns the mean.  Where the list climbs
+    (`resampled`), noise is put on x again: x_s ~ q(x_s | x_t), s > t.
     """
     spread = named_variance(variance)
     for t, s in pairwise(timesteps):
+        if s > t:
+            a, var_st = float(schedule.alpha[s] / schedule.alpha[t]), schedule.posterior(s, t).var_ts
+            x = a * x + var_st**0.5 * _normal(noise, x)
+            continue
         prediction = denoise(x, _batch(t, x))
         post = schedule.posterior(t, s)
         mean = post.from_x_t * x + post.from_x0 * prediction.x0
@@ -133,6 +138,8 @@ def run(
         timesteps = (t, *(s for s in timesteps if s < t))
         if len(timesteps) < 2:
             raise ValueError(f"nothing to sample: x lives at t = {t} and no listed timestep is below it")
+    if sampling.repaint is not None:
+        timesteps = resampled(timesteps, *sampling.repaint)
     if sampling.sampler == "ddim":
         return ddim(denoise, x, schedule, timesteps, eta=sampling.eta, noise=noise)
     if sampling.sampler == "dpmpp_2m":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,9 +60,10 @@ class Latent:
         """Where x_t lives."""
         return self.timesteps[0]
 
-    def rows(self, rows: slice) -> Latent:
+    def rows(self, rows: slice | Sequence[int]) -> Latent:
         """Some of the pictures."""
-        return replace(self, image_embed=self.image_embed[rows], x_t=self.x_t[rows], captions=self.captions[rows])
+        captions = self.captions[rows] if isinstance(rows, slice) else tuple(self.captions[i] for i in rows)
+        return replace(self, image_embed=self.image_embed[rows], x_t=self.x_t[rows], captions=captions)
 
     def repeat(self, n: int) -> Latent:
         """Each picture n times, picture-major."""

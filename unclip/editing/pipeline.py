@@ -28,6 +28,27 @@ class Drawn(Protocol):
 
 
 @runtime_checkable
+class Painter(Protocol):
+    """What draws pictures of every size, for captions and around given pictures: any pipeline."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    def stages(self, size: int | None = None) -> tuple[int, ...]: ...
+
+    def generate(self, *captions: Any, **options: Any) -> Any: ...
+
+
+@runtime_checkable
 class Pipeline(Protocol):
     """A CLIP, a decoder that inverts, and the way from latents to pictures of every size: `UnCLIP`, or one like it."""
 

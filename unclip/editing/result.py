@@ -23,7 +23,7 @@ SUFFIXES = (".png", *ANIMATIONS)
 
 @dataclass(frozen=True)
 class Edit:
-    """Pictures (b, 3, h, w) in [-1, 1], row by row, `columns` in a row; `latent` holds the pair each was drawn from.
+    """Pictures (b, 3, h, w) in [-1, 1], row by row, `columns` in a row; `latent`: the pair each was drawn from, where it was.
 
     `stages` has them at every resolution made, smallest first; `sources` (rows, 3, s, s) are the pictures that were given.
     `first` is the first picture's number among its seed's.
@@ -31,7 +31,7 @@ class Edit:
 
     verb: str
     images: Float[Tensor, "b 3 h w"]
-    latent: Latent
+    latent: Latent | None
     stages: Mapping[int, Tensor]
     labels: tuple[str, ...]
     columns: int

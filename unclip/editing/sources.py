@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
@@ -38,6 +38,22 @@ class Invertible(Protocol):
     def inversion(self) -> Inversion: ...  # its default
 
     def inverse_timesteps(self, inversion: Inversion) -> tuple[int, ...]: ...
+
+
+class SourceImages(NamedTuple):
+    """Pictures (3, h, w) as they came, and those of every size (b, 3, s, s) where a pipeline has drawn them."""
+
+    images: list[Tensor]
+    stages: Mapping[int, Tensor]
+
+
+def source_images(source: Source | Sequence[ImageLike]) -> SourceImages:
+    """The pictures of a source, which is no latent: that would have to be drawn first."""
+    if isinstance(source, Latent) or (isinstance(source, (str, Path)) and _is_latent_file(source)):
+        raise ValueError("a latent is no picture: give the picture, or draw it with `reconstruct` first")
+    if isinstance(source, Drawn):
+        return SourceImages(list(source.stages[max(source.stages)]), source.stages)
+    return SourceImages(read_images(source), {})
 
 
 class Opened(NamedTuple):
@@ -130,10 +146,10 @@ def _resolve(pipe: Pipeline, source: Source | Sequence[ImageLike]) -> list[Tenso
     if isinstance(source, (str, Path)) and _is_latent_file(source):
         source = Latent.load(source)
     if isinstance(source, Drawn) and not isinstance(source, Latent):
-        if source.latent is None:
-            raise ValueError("these pictures came from no latent pair (z_i, x_T), a cascade has none: give them as pictures")
+        if source.latent is None:  # of a cascade, or drawn around known pixels: pictures like others
+            return source_images(source).images
         return Opened(_belonging(pipe, source.latent), source.stages[min(source.stages)])
-    return Opened(_belonging(pipe, source), None) if isinstance(source, Latent) else _pictures(source)
+    return Opened(_belonging(pipe, source), None) if isinstance(source, Latent) else read_images(source)
 
 
 def _drawn(
@@ -171,7 +187,7 @@ def _belonging(pipe: Pipeline, latent: Latent) -> Latent:
     return latent
 
 
-def _pictures(source: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+def read_images(source: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
     """One or many pictures, each (3, h, w)."""
     if isinstance(source, Tensor) and source.ndim == 4:
         source = list(source)

@@ -11,7 +11,8 @@ from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.types import Adjustable, Callback, Prior, Text, best_of
 
-from .stage import Progress, chunks, passes, run_stage, warn_inert
+from .stage import Progress, chunks, passes, run_stage
+from .steering import warn_inert
 
 AT_ONCE = 64  # captions
 
@@ -30,7 +31,7 @@ def draw_embeddings(
     steps, total, kept = passes(prior, sampling), len(noise), []
     settings = sampling or (prior.sampling if isinstance(prior, Adjustable) else None)
     if negative is not None and getattr(settings, "guidance", None) == 1:
-        warn_inert("prior")
+        warn_inert("prior", 5)
     for rows in chunks(total, AT_ONCE):
         chunk, away = text.rows(rows), None if negative is None else negative.rows(rows)
         options = {"noise": noise[rows], "n": candidates, "sampling": sampling}

@@ -13,41 +13,38 @@ from torch import Tensor
 from unclip import checkpoint
 from unclip.checks import dtype_of
 from unclip.contracts import keep_contract
+from unclip.editing.init_image import InitImages
 from unclip.index import same_sizes
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
-from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, Text, Upsampler
+from unclip.types import Callback, Cond, Decoder, Guide, GuideModel, ImageTextEncoder, Text, Upsampler
 
 from . import store
+from .drawing import Drawing, Ranking, draws, ranking_of
 from .generation import Generation
 from .stage import (
-    UNSTEERED,
     FormerNames,
     Progress,
-    Steering,
     captions_of,
-    check_callables,
-    check_settings,
-    check_way_in,
     chunks,
     cond_rows,
     labels_of,
     move_parts,
     names_of,
-    negative_text,
     numbers_of,
     passes,
     run_stage,
+    settings_of,
     settle,
-    takes_of,
-    warn_inert,
 )
+from .steering import Steering, check_steering, init_rows, negative_text, takes_of
+from .verbs import ImageEdits
 
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
 
 
-class Cascade(FormerNames):
+class Cascade(FormerNames, ImageEdits):
     """P(x | y): a decoder, then upsamplers, each `scale` times larger.  Components are anything that keeps the contracts.
 
     guide: a model whose gradient steers the decoder, at its low resolution; it sees the conditions (`GuideModel`).
@@ -123,6 +120,9 @@ class Cascade(FormerNames):
         negative: str | Sequence[str] | None = None,
         guide: Guide | GuideModel | None = None,
         guide_scale: float = 1.0,
+        init: InitImages | None = None,
+        best_of: int | None = None,
+        clip: ImageTextEncoder | None = None,
         callback: Callback | None = None,
     ) -> Generation:
         """n pictures for each caption or label, or for both where the decoder takes both; for neither, unconditional ones.
@@ -131,120 +131,109 @@ class Cascade(FormerNames):
         first + k of the seed.  labels: class numbers, or names where the decoder has them.  negative: captions, one or one
         each, that guidance leads away from.  guide: a log probability (x_t, t) -> (b), or a model that gives one for the
         conditions, of which it may know more than the decoder; its gradient times `guide_scale` steers the decoder (ADM 4.1).
-        callback: told of every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
+        init: pictures to start from or to draw around (see `img2img`, `inpaint`).  best_of: so many are drawn for each
+        caption, of which the n that `clip` finds nearest to it go on to the upsamplers, the best first.  callback: told of
+        every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
         """
         strings = None if captions is None else captions_of(captions)
         guide = self.guide if guide is None else guide
         names = names_of(self.decoder, guide)
         numbers = None if labels is None else labels_of(labels, names)
-        counts = {len(values) for values in (strings, numbers) if values is not None} or {1}
+        counts = {len(values) for values in (strings, numbers) if values is not None} or {1 if init is None else len(init)}
         if len(counts) > 1:
             raise ValueError(
                 f"{len(strings or [])} captions came with {len(numbers or [])} labels: give one label for each caption"
             )
         (count,) = counts
         stages, (n, seed, first) = self.stages(size), numbers_of(n, seed, first)
+        each, ranking = draws(n, best_of), None if best_of is None else ranking_of(clip, strings, n)
         for name, values in (("text", strings), ("label", numbers)):
             if values is not None and name not in self.decoder.takes and not isinstance(guide, GuideModel):
                 takes = ", ".join(self.decoder.takes) or "nothing"
                 refused = f"this decoder is not conditioned on {name!r}; it takes {takes}"
                 raise ValueError(f"{refused}, and no guide model is there that could take it")
-        settings = self.settings(decoder, upsamplers)
+        settings = settings_of(decoder, upsamplers, len(self.upsamplers))
         sampling = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
-        noise = Noise.of(seed, range(first, first + count * n))
-        text = None if strings is None else Text.of(strings).repeat(n)
-        cond = Cond(text=text, label=None if numbers is None else torch.tensor(numbers).repeat_interleave(n))
-        away = None if negative is None else negative_text(Text.of, negative, count, n)
-        if away is not None and "text" not in self.decoder.takes:
+        noise = Noise.of(seed, range(first, first + count * each))
+        text = None if strings is None else Text.of(strings).repeat(each)
+        cond = Cond(text=text, label=None if numbers is None else torch.tensor(numbers).repeat_interleave(each))
+        away = None if negative is None else negative_text(Text.of, captions_of(negative), count, each)
+        if away is not None and not any("text" in takes_of(stage) for stage in (self.decoder, *self.upsamplers)):
             raise ValueError("negative is given, but this decoder reads no captions: there is nothing to lead away from")
-        steering = self.steering(away, guide, guide_scale, callback, sampling.guidance)
+        steering = Steering(away, guide, guide_scale, init_rows(init, count, each))
+        check_steering(steering, self, stages, sampling, settings, callback)
         x_t = noise.at("decoder").at("x_T").normal((3, self.sizes[0], self.sizes[0]))
+        if steering.init is not None:
+            x_t, sampling = steering.init.start(self.decoder, sampling, x_t)
+        titles = strings or [names[k] if 0 <= k < len(names) else f"label {k}" for k in numbers or ()] or [""] * count
+        titles = [title for title in titles for _ in range(each)]
+        seeds = tuple((seed, first + i) for i in range(len(noise)))
+        drawing = Drawing(cond, noise, x_t, sampling, steering, tuple(titles), seeds)
         with self.autocast():
-            small = self.decode(cond, x_t, None, noise.at("decoder"), sampling, callback, steering)
-            images = self.enlarge(small, stages, noise, settings, cond, callback)
-        titles = strings or [names[k] if 0 <= k < len(names) else f"label {k}" for k in numbers or ()] or [""]
-        return Generation(
-            images=images[stages[-1]],
-            latent=None,
-            stages=images,
-            captions=tuple(caption for caption in titles for _ in range(n)),
-            seeds=tuple((seed, first + i) for i in range(len(noise))),
-            model=self.name,
-        )
+            return self.finish(drawing, stages, settings, ranking, callback)
 
-    def decode(
+    def finish(
         self,
-        cond: Cond,
-        x_t: Tensor,
-        t: int | None,
-        noise: Noise,
-        sampling: Sampling | None,
-        callback: Callback | None = None,
-        steering: Steering = UNSTEERED,
-    ) -> Tensor:
-        """The decoder's pictures (b, 3, h, w) on the CPU, in chunks; x_t (b, 3, h, w) lives at t, None = where noise is pure."""
-        total = len(x_t)
-        if t is None:
-            visited = self.decoder.resolve(sampling).steps
-            assert isinstance(visited, tuple)
-            t = visited[0]
-        steps, images = passes(self.decoder, sampling, t), []
-        for rows in self.chunks(total, self.decoder.image_size):
-            chunk = cond_rows(cond, rows)
-            conditions = self.offer(chunk, self.decoder.takes)
-            away = None if steering.negative is None else self.offer(cond_rows(steering.negative, rows), self.decoder.takes)
-            guide = steering.bound(move(chunk, self.device))  # which may know conditions that the decoder does not take
-            options = {"noise": noise[rows], "x_t": x_t[rows].to(self.device), "t": t, "sampling": sampling}
-            progress = Progress(callback, "decoder", steps, rows, total)
-            x = run_stage(self.decoder.sample, [conditions], options, progress, away, guide)
-            images.append(x.float().cpu())
+        drawing: Drawing,
+        stages: Sequence[int],
+        settings: Sequence[Sampling | None],
+        ranking: Ranking | None,
+        callback: Callback | None,
+    ) -> Generation:
+        """The pictures at every size of `stages`; where they are ranked, of those that are kept."""
+        small = self.decode(drawing, callback)
+        if ranking is not None:
+            rows = ranking.rows(small)
+            drawing, small = drawing.pick(rows), small[rows]
+        images = self.enlarge(small, drawing, stages, settings, callback)
+        return Generation(images[stages[-1]], drawing.latent, images, drawing.captions, drawing.seeds, self.name)
+
+    def decode(self, drawing: Drawing, callback: Callback | None = None) -> Tensor:
+        """The decoder's pictures (b, 3, h, w) on the CPU, in chunks."""
+        size, steering, sampling, takes = self.decoder.image_size, drawing.steering, drawing.sampling, self.decoder.takes
+        assert isinstance(sampling.steps, tuple)
+        t, images = sampling.steps[0], []
+        for rows in self.chunks(len(drawing), size):
+            known = steering.known(size, rows)
+            cond, away = cond_rows(drawing.cond, rows)._replace(known=known), steering.away(takes, rows)
+            # A guide may know conditions that the decoder does not take.
+            steered = steering.around(self.decoder, known, self.device) + steering.guided(move(cond, self.device))
+            options = {"noise": drawing.noise.at("decoder")[rows], "x_t": drawing.x_t[rows].to(self.device), "t": t}
+            progress = Progress(callback, "decoder", passes(self.decoder, sampling, t), rows, len(drawing))
+            negative = None if away is None else self.offer(Cond(text=away), takes)
+            inputs, options = [self.offer(cond, takes)], options | {"sampling": sampling}
+            x = run_stage(self.decoder.sample, inputs, options, progress, negative, steered)
+            images.append(steering.pasted(size, rows, x.float().cpu()))
         return torch.cat(images)
 
     def enlarge(
         self,
         small: Tensor,
+        drawing: Drawing,
         stages: Sequence[int],
-        noise: Noise,
         settings: Sequence[Sampling | None],
-        cond: Cond | None = None,
         callback: Callback | None = None,
     ) -> dict[int, Tensor]:
         """Pictures at every size of `stages`, the first being that of `small`."""
-        images = {stages[0]: small}
+        images, steering = {stages[0]: small}, drawing.steering
         for low, high, upsampler, sampling in zip(stages, stages[1:], self.upsamplers, settings):
-            stage, total = f"upsampler_{high}", len(small)
-            steps, chunks = passes(upsampler, sampling), []
-            for rows in self.chunks(total, high):
-                seen = self.offer(cond_rows(cond or Cond(), rows), takes_of(upsampler))
-                inputs = [images[low][rows].to(self.device), *([] if all(x is None for x in seen) else [seen])]
-                options = {"noise": noise.at(stage)[rows], "sampling": sampling}
-                x = run_stage(upsampler.sample, inputs, options, Progress(callback, stage, steps, rows, total))
-                chunks.append(x.float().cpu())
+            stage, takes, chunks = f"upsampler_{high}", takes_of(upsampler), []
+            for rows in self.chunks(len(small), high):
+                known = steering.known(high, rows)
+                cond, away = self.offer(cond_rows(drawing.cond, rows)._replace(known=known), takes), steering.away(takes, rows)
+                inputs = [images[low][rows].to(self.device), *([] if all(x is None for x in cond) else [cond])]
+                options = {"noise": drawing.noise.at(stage)[rows], "sampling": sampling}
+                progress = Progress(callback, stage, passes(upsampler, sampling), rows, len(small))
+                negative = None if away is None else self.offer(Cond(text=away), takes)
+                around = steering.around(upsampler, known, self.device)
+                x = run_stage(upsampler.sample, inputs, options, progress, negative, around)
+                chunks.append(steering.pasted(high, rows, x.float().cpu()))
             images[high] = torch.cat(chunks)
         return images
 
     def offer(self, cond: Cond, takes: Sequence[str]) -> Cond:
         """Of the conditions those that a component takes, on the device."""
         return move(Cond(**{name: getattr(cond, name) for name in takes}), self.device)
-
-    def settings(self, decoder: Any, upsamplers: Any) -> list[Sampling | None]:
-        """The upsamplers' settings, one each; ValueError for settings of a wrong kind."""
-        settings = [None] * len(self.upsamplers) if upsamplers is None else upsamplers
-        if not isinstance(settings, Sequence) or len(settings) != len(self.upsamplers):
-            actual = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
-            raise ValueError(f"{actual} for {len(self.upsamplers)} upsamplers; give a list, one each (None = its own)")
-        for name, value in (("decoder", decoder), *(("upsamplers", s) for s in settings)):
-            check_settings(name, value, Sampling)
-        return list(settings)
-
-    def steering(self, negative: Text | None, guide: Any, guide_scale: float, callback: Any, guidance: float) -> Steering:
-        """What shall lead the decoder, a negative where it reads captions; ValueError, before any drawing, for what cannot."""
-        check_callables(callback, guide, guide_scale)
-        away = Cond(text=negative) if negative is not None and "text" in self.decoder.takes else None
-        check_way_in(self.decoder.sample, "decoder", away, guide)
-        if away is not None and guidance == 1:
-            warn_inert("decoder")
-        return Steering(away, guide, guide_scale)
 
     def autocast(self) -> Any:
         if self.dtype == torch.float32:

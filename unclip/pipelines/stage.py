@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import signature
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from unclip.checks import DTYPES, check_int, device_of
 from unclip.contracts import accepts
 from unclip.deprecation import warn
-from unclip.diffusion.guidance import gradient_guidance, reporting
+from unclip.diffusion.guidance import reporting
+from unclip.diffusion.schedule import resampled
 from unclip.sampling import Sampling
-from unclip.types import Callback, Cond, Denoise, Guide, GuideModel, Labelled, Step, Text, Wrap
+from unclip.types import Callback, Cond, Denoise, Labelled, Step, Wrap
+
+from .steering import check_way_in
 
 
 class FormerNames:
@@ -39,44 +42,24 @@ class Progress(NamedTuple):
     total: int
 
 
-class Steering(NamedTuple):
-    """Guidance beside the conditions: a negative to lead away from, and a guide with its scale."""
-
-    negative: Cond | None = None
-    guide: Guide | GuideModel | None = None
-    guide_scale: float = 1.0
-
-    def bound(self, cond: Cond) -> tuple[Guide, float] | None:
-        """The guide of pictures with these conditions."""
-        if self.guide is None:
-            return None
-        return self.guide.guide(cond) if isinstance(self.guide, GuideModel) else self.guide, self.guide_scale
-
-
-UNSTEERED = Steering()
-
-
 def run_stage(
     method: Callable[..., Any],
     inputs: Sequence[Any],
     options: Mapping[str, Any],
     progress: Progress,
     negative: Any = None,
-    guide: tuple[Guide, float] | None = None,
+    steered: Sequence[Wrap] = (),
 ) -> Any:
-    """Call a stage's `sample`.  Guide and callback come in by `wrap`, passed only when there is something to pass.
+    """Call a stage's `sample`.  What steers it (`steered`) and the callback come in by `wrap`, passed only where there is any.
 
-    A component without `wrap` cannot be guided.  It is told of by its own `on_step`, else by one step when it has finished.
+    A component without `wrap` cannot be steered.  It is told of by its own `on_step`, else by one step when it has finished.
     """
     callback, stage, steps, rows, total = progress
     options = dict(options)
-    check_way_in(method, stage, negative, guide)
+    check_way_in(method, stage, negative is not None, bool(steered))
     if negative is not None:
         options["negative"] = negative
-    wraps: list[Wrap] = []
-    if guide is not None:
-        fn, scale = guide
-        wraps.append(lambda denoise: gradient_guidance(denoise, fn, scale))
+    wraps = list(steered)
     stepwise = callback is not None and steps > 0 and accepts(method, "wrap")
     if callback is not None and stepwise:
         wraps.append(reporting(callback, stage, steps, rows, total))
@@ -91,29 +74,6 @@ def run_stage(
     return drawn
 
 
-def check_way_in(method: Any, stage: str, negative: Any, guide: Any) -> None:
-    """ValueError for a component whose `sample` has no argument for what shall lead it."""
-    if negative is not None and not accepts(method, "negative"):
-        raise ValueError(f"the {stage} takes no negative caption: its sample() has no argument `negative`")
-    if guide is not None and not accepts(method, "wrap"):
-        raise ValueError(f"the {stage} cannot be guided: its sample() has no argument `wrap`")
-
-
-def check_callables(callback: Any, guide: Any, guide_scale: Any) -> None:
-    """ValueError for a callback or guide that cannot be called, and a scale that is no finite number."""
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback is {callback!r}; it is called with a Step after every denoising step, as print could be")
-    if guide is not None and not isinstance(guide, GuideModel) and not callable(guide):
-        raise ValueError(f"guide is {guide!r}; give a function (x_t, t) -> (b), or a model with guide(cond) that makes one")
-    number = isinstance(guide_scale, (int, float)) and not isinstance(guide_scale, bool) and abs(guide_scale) < float("inf")
-    if not number:
-        raise ValueError(f"guide_scale is {guide_scale!r}; it must be a finite number (0 = not guided)")
-
-
-def warn_inert(stage: str) -> None:
-    warnings.warn(f"negative changes nothing in the {stage}: its guidance is 1, ask for more", stacklevel=4)
-
-
 def _composed(wraps: Sequence[Wrap], denoise: Denoise) -> Denoise:
     for wrap in wraps:
         denoise = wrap(denoise)
@@ -125,7 +85,9 @@ def passes(stage: Any, sampling: Any, t: int | None = None) -> int:
     resolved = stage.resolve(sampling) if hasattr(stage, "resolve") else None
     if not isinstance(resolved, Sampling) or not isinstance(resolved.steps, tuple):
         return 0
-    return len(resolved.steps) - 1 if t is None else sum(s < t for s in resolved.steps)
+    visited = resolved.steps if t is None else (t, *(s for s in resolved.steps if s < t))
+    visited = visited if resolved.repaint is None else resampled(visited, *resolved.repaint)
+    return sum(s < t for t, s in pairwise(visited))
 
 
 def cond_rows(cond: Cond, rows: slice) -> Cond:
@@ -133,12 +95,6 @@ def cond_rows(cond: Cond, rows: slice) -> Cond:
     known = None if cond.known is None else (cond.known[0][rows], cond.known[1][rows])
     embed, label = (None if x is None else x[rows] for x in (cond.image_embed, cond.label))
     return Cond(embed, None if cond.text is None else cond.text.rows(rows), label, known)
-
-
-def takes_of(stage: Any) -> tuple[str, ...]:
-    """The fields of `Cond` that an upsampler is built for: those without `takes` see the low resolution alone."""
-    takes: tuple[str, ...] = getattr(stage, "takes", ())
-    return takes
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
@@ -192,20 +148,21 @@ def numbers_of(n: Any, seed: Any, first: Any) -> tuple[int, int, int]:
     return n, check_int("seed", seed), check_int("first", first, 0)
 
 
-def negative_text(read: Callable[[list[str]], Text], negative: Any, count: int, n: int) -> Text | None:
-    """Captions to lead away from, one for all or one each, as read by `read`; None where all are blank, which means the null."""
-    strings = captions_of(negative)
-    if len(strings) not in (1, count):
-        raise ValueError(f"{len(strings)} negative captions came with {count} captions: give one for all, or one each")
-    if not any(caption.strip() for caption in strings):
-        return None
-    return read(strings * (count if len(strings) == 1 else 1)).repeat(n)
-
-
 def check_settings(name: str, value: Any, kind: type) -> None:
     """ValueError for settings that are no `kind` and no `Sampling`."""
     if not isinstance(value, (kind, Sampling, type(None))):
         raise ValueError(f"{name}: {value!r} is no {kind.__name__}, which tells how this component samples (None = its own)")
+
+
+def settings_of(decoder: Any, upsamplers: Any, count: int) -> list[Sampling | None]:
+    """The settings of `count` upsamplers, one each; ValueError for settings of a wrong kind, the decoder's included."""
+    settings = [None] * count if upsamplers is None else upsamplers
+    if not isinstance(settings, Sequence) or len(settings) != count:
+        actual = f"{len(settings)} settings" if isinstance(settings, Sequence) else repr(settings)
+        raise ValueError(f"{actual} for {count} upsamplers; give a list, one each (None = its own)")
+    for name, value in (("decoder", decoder), *(("upsamplers", s) for s in settings)):
+        check_settings(name, value, Sampling)
+    return list(settings)
 
 
 def settle(components: Mapping[str, Any]) -> tuple[torch.device, Any]:

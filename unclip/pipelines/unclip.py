@@ -16,7 +16,7 @@ from unclip.clip.identity import identity, same_identity
 from unclip.config import Config
 from unclip.contracts import keep_contract
 from unclip.deprecation import renamed_arguments
-from unclip.editing import edits
+from unclip.editing.init_image import InitImages
 from unclip.editing.latent import Latent
 from unclip.editing.pca import PCA
 from unclip.index import same_sizes
@@ -28,21 +28,17 @@ from unclip.types import Adjustable, Callback, Cond, Decoder, Guide, GuideModel,
 from . import store
 from .candidates import draw_embeddings
 from .cascade import Cascade
+from .drawing import Drawing, Ranking, draws
 from .generation import Generation
 from .over import OverCascade
-from .stage import (
-    captions_of,
-    check_settings,
-    move_parts,
-    negative_text,
-    numbers_of,
-    settle,
-)
+from .stage import captions_of, check_settings, move_parts, numbers_of, settings_of, settle
+from .steering import Steering, check_steering, init_rows, negative_text
+from .verbs import LatentEdits
 
 NO_PRIOR = "give one: UnCLIP(clip, prior, ...), or pipe.with_prior(...)"
 
 
-class UnCLIP(OverCascade):
+class UnCLIP(OverCascade, LatentEdits):
     """A CLIP, a prior, and a cascade of decoder and upsamplers that were trained with that CLIP's embeddings.
 
     Components are anything that keeps the contracts of `unclip.types`; modules among them are put in evaluation mode.  Without a
@@ -144,6 +140,8 @@ class UnCLIP(OverCascade):
         negative: str | Sequence[str] | None = None,
         guide: Guide | GuideModel | None = None,
         guide_scale: float = 1.0,
+        init: InitImages | None = None,
+        best_of: int | None = None,
         callback: Callback | None = None,
     ) -> Generation:
         """n pictures for each caption; an empty caption gives an unconditional picture.
@@ -151,41 +149,46 @@ class UnCLIP(OverCascade):
         size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
         first + k of the seed: `generate(its_caption, seed=seed, first=first + k)` makes it again alone.  `prior`, `decoder`
         and `upsamplers` replace the defaults, each a `Sampling` (`ARSampling` for an AR prior).  negative: captions, one or
-        one each, that prior and decoder are guided away from.  guide: as in `Cascade.generate`.  callback: told of every step;
-        raising `Cancelled` in it ends the run.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
+        one each, that prior, decoder and upsamplers are guided away from.  guide: as in `Cascade.generate`.  init: pictures to
+        start from or to draw around (see `img2img`, `inpaint`).  best_of: so many pictures are drawn for each caption, of
+        which the n that CLIP finds nearest to it are kept, the best first.  callback: told of every step; raising `Cancelled`
+        in it ends the run.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
         """
         captions = captions_of(captions)
         n, seed, first = numbers_of(n, seed, first)
-        stages, settings = self.stages(size), self.cascade.settings(decoder, upsamplers)
-        if self.prior is None:
-            remedy = self.provenance.get("no_prior", NO_PRIOR)
-            raise ValueError(f"this pipeline has no prior, so it cannot draw pictures for captions: {remedy}")
+        each, ranking = draws(n, best_of), None if best_of is None else Ranking(self.clip, captions, n)
+        stages, settings = self.stages(size), settings_of(decoder, upsamplers, len(self.upsamplers))
+        init = init_rows(init, len(captions), each)
+        image_embed = None if init is None else init.image_embed
+        if image_embed is None:
+            self._need_prior()
         if isinstance(self.prior, Adjustable):  # a prior from outside may be told in its own way
             check_settings("prior", prior, type(self.prior.sampling))
         sampling = self.decoder.resolve(decoder)  # before anything is drawn: refuses steps that the schedule has not
-        noise = Noise.of(seed, range(first, first + len(captions) * n))
+        noise = Noise.of(seed, range(first, first + len(captions) * each))
+        x_t = noise.at("decoder").at("x_T").normal((3, self.sizes[0], self.sizes[0]))
 
         with self.cascade.autocast():
-            text = self._read(captions).repeat(n)
-            away = None if negative is None else negative_text(self._read, negative, len(captions), n)
-            steering = self.cascade.steering(away, guide, guide_scale, callback, sampling.guidance)
-            image_embed = draw_embeddings(
-                self.prior, text, self.candidates, self.clip.embed_dim, noise.at("prior"), prior, away, callback
-            )
-            size_0 = self.decoder.image_size
-            x_t = noise.at("decoder").at("x_T").normal((3, size_0, size_0))
+            text = self._read(captions).repeat(each)
+            away = None if negative is None else negative_text(self._read, captions_of(negative), len(captions), each)
+            steering = Steering(away, guide, guide_scale, init)
+            check_steering(steering, self, stages, sampling, settings, callback)
+            if image_embed is None:
+                image_embed = self.embed(text, noise.at("prior"), prior, away, callback)
+            if init is not None:
+                x_t, sampling = init.start(self.decoder, sampling, x_t)
             latent = Latent(image_embed, x_t, sampling, tuple(text.strings), self.models())
-            cond = Cond(image_embed, text)
-            small = self.cascade.decode(cond, x_t, latent.t, noise.at("decoder"), sampling, callback, steering)
-            images = self.cascade.enlarge(small, stages, noise, settings, Cond(text=text), callback)
-        return Generation(
-            images=images[stages[-1]],
-            latent=latent,
-            stages=images,
-            captions=tuple(text.strings),
-            seeds=tuple((seed, first + i) for i in range(len(noise))),
-            model=self.name,
-        )
+            drawing = Drawing(
+                cond=Cond(image_embed, text),
+                noise=noise,
+                x_t=x_t,
+                sampling=sampling,
+                steering=steering,
+                captions=latent.captions,
+                seeds=tuple((seed, first + i) for i in range(len(noise))),
+                latent=None if init and init.keep else latent,  # what known pixels have shaped is not of z_i and x_T alone
+            )
+            return self.cascade.finish(drawing, stages, settings, ranking, callback)
 
     @torch.no_grad()
     def draw(
@@ -194,22 +197,33 @@ class UnCLIP(OverCascade):
         """The pictures of latents at every size up to `size`, decoded in float32, where an inversion is exact."""
         stages = self.stages(size)
         cond = Cond(latent.image_embed, self.clip.encode_text(list(latent.captions)))
-        small = self.cascade.decode(cond, latent.x_t, latent.t, noise.at("decoder"), sampling, callback)
+        drawing = Drawing(cond, noise, latent.x_t, sampling)
+        small = self.cascade.decode(drawing, callback)
         with self.cascade.autocast():
-            settings = [None] * len(self.upsamplers)
-            return self.cascade.enlarge(small, stages, noise, settings, Cond(text=cond.text), callback)
+            return self.cascade.enlarge(small, drawing, stages, [None] * len(self.upsamplers), callback)
+
+    def embed(
+        self,
+        text: Text,
+        noise: Noise,
+        sampling: Config | None = None,
+        negative: Text | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """The prior's image embeddings (b, d) of captions, on the CPU: of the candidates drawn for each the nearest to it."""
+        prior, width = self._need_prior(), self.clip.embed_dim
+        return draw_embeddings(prior, text, self.candidates, width, noise, sampling, negative, callback)
+
+    def _need_prior(self) -> Prior:
+        if self.prior is None:
+            remedy = self.provenance.get("no_prior", NO_PRIOR)
+            raise ValueError(f"this pipeline has no prior, so it cannot draw pictures for captions: {remedy}")
+        return self.prior
 
     def condition(self, image_embed: Tensor, captions: Sequence[str]) -> Cond:
         """What this decoder takes of embeddings and captions."""
         text = self.clip.encode_text(list(captions)) if "text" in self.decoder.takes else None
         return self.cascade.offer(Cond(image_embed, text), self.decoder.takes)
-
-    invert = edits.invert
-    reconstruct = edits.reconstruct
-    vary = edits.vary
-    interpolate = edits.interpolate
-    text_diff = edits.text_diff
-    reconstruct_pca = edits.reconstruct_pca
 
     def _read(self, captions: list[str]) -> Text:
         return move(self.clip.encode_text(captions), None, torch.float32)

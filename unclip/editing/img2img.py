@@ -1,0 +1,95 @@
+"""Image to image: a picture, noised in part, is drawn anew for a caption (SDEdit, Meng et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unclip.clip.preprocess import fit_square
+from unclip.sampling import Sampling
+
+from .init_image import InitImages
+from .pipeline import Painter, Pipeline
+from .result import Edit
+from .sources import ImageLike, Source, SourceImages, source_images
+
+
+@torch.no_grad()
+def img2img(
+    pipe: Painter,
+    picture: Source | Sequence[ImageLike],
+    caption: str | Sequence[str] | None = None,
+    strength: float = 0.75,
+    n: int = 1,
+    seed: int = 0,
+    first: int = 0,
+    size: int | None = None,
+    guidance: float | None = None,
+    decoder: Sampling | None = None,
+    **options: Any,
+) -> Edit:
+    """n drawings of each picture, in its colours and layout, of what its caption says (SDEdit; GLIDE 4.2).
+
+    strength: which part of the decoder's steps is taken, from the picture with that much noise: near 0 the picture stays, 1 is
+    `generate` to the last bit.  On a cosine schedule most happens from 0.6 to 0.9.  picture: one or several; caption: one for
+    all, or one each.  guidance: of the decoder.  options: all others of the pipeline's `generate`.  Returns one row per picture.
+    """
+    given = source_images(picture)
+    small = pipe.sizes[0]
+    start = InitImages({small: fitted(given, small)}, strength=strength)
+    how = guided(pipe, decoder, guidance)
+    captions = each(caption, len(start))
+    if captions is None and isinstance(pipe, Pipeline):
+        raise ValueError("no caption was given: say what the picture shall become, '' for whatever the model likes")
+    made = pipe.generate(captions, n=n, seed=seed, first=first, size=size, decoder=how, init=start, **each_label(options, start))
+    told = f"{start.strength:g}"
+    before = fitted(given, made.images.shape[-1])
+    return edit_of(pipe, "img2img", made, f"strength {told}", before, {"strength": told}, n, seed, first)
+
+
+def fitted(given: SourceImages, size: int) -> Tensor:
+    """Pictures (b, 3, size, size): as they were drawn at this size, else cropped and resized."""
+    if size in given.stages:
+        return given.stages[size].float().cpu()
+    return torch.cat([fit_square(image[None].float().cpu(), size) for image in given.images])
+
+
+def each(caption: str | Sequence[str] | None, count: int) -> Any:
+    """One caption for each of several pictures."""
+    said = [caption] if isinstance(caption, str) else caption
+    return said * count if isinstance(said, list) and len(said) == 1 else said
+
+
+def each_label(options: dict[str, Any], given: InitImages) -> dict[str, Any]:
+    """The options of `generate`, one label among them for each of several pictures."""
+    labels = options.get("labels")
+    return options | {"labels": [labels] * len(given)} if isinstance(labels, (int, str)) else options
+
+
+def guided(pipe: Painter, sampling: Sampling | None, guidance: float | None) -> Sampling | None:
+    """A sampling, None = the decoder's own, with another guidance."""
+    if guidance is None:
+        return sampling
+    return (sampling or pipe.decoder.resolve(None)).replace(guidance=float(guidance))
+
+
+def edit_of(
+    pipe: Painter, verb: str, made: Any, label: str, before: Tensor, about: dict[str, str], n: int, seed: int, first: int
+) -> Edit:
+    """What `generate` has returned, n pictures a row, as an edit beside the pictures that were given."""
+    said = set(made.captions)
+    about = {"edit": verb, "seed": str(seed), "model": pipe.name, **about}
+    return Edit(
+        verb=verb,
+        images=made.images,
+        latent=made.latent,
+        stages=made.stages,
+        labels=(label,) * len(made) if len(said) == 1 else tuple(f"{caption}, {label}" for caption in made.captions),
+        columns=n,
+        sources=before if len(before) > 1 else before.expand(len(made) // n, -1, -1, -1),
+        metadata=about | ({"caption": said.pop()} if len(said) == 1 else {}),
+        first=first,
+    )
