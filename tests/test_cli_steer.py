@@ -134,3 +134,21 @@ def test_masks_that_do_not_fit() -> None:
         ("white", "nothing of the square that is used of it is"),
     ):
         assert told in fails("inpaint", "x.png", "--mask", f"{name}.png", "-o", "y.png")
+
+
+def test_mix(pipe: UnCLIP) -> None:
+    run("mix", CAPTION, "x.png", "two dogs", "--weights", "2,1,0.5", "--n", 2, "--seed", 3, "-o", "y.png")
+    made = pipe.mix([CAPTION, "x.png", "two dogs"], [2.0, 1.0, 0.5], n=2, seed=3)
+    assert pixels("y.png") == made.sheet().tobytes() and made.images.shape[-1] == 256
+    for weights, told in (
+        ("0,0", "not all 0"),
+        ("1", "1 weights came with 2 sources"),
+        ("a,b", "--weights 'a,b' not understood"),
+    ):
+        assert told in fails("mix", CAPTION, "x.png", "--weights", weights, "-o", "z.png")
+    assert "a mixture is of two or more" in fails("mix", CAPTION, "-o", "z.png")
+
+
+def test_mix_needs_embeddings(glide: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(steer, "load_any", lambda *a, **k: glide)
+    assert "is a Cascade, which has no CLIP embeddings to mix" in fails("mix", "a cat", "a dog", "-o", "z.png")

@@ -43,6 +43,7 @@ for command in (
     generate.generate,
     steer.img2img,
     steer.inpaint,
+    steer.mix,
     edit.vary,
     edit.interpolate,
     edit.diff,

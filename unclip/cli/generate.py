@@ -97,9 +97,9 @@ def generate(
             else:
                 labels = None if label is None else class_labels(label, pipe.label_names)
                 if clip is not None:
-                    from unclip.runs.components import open_clip
+                    from unclip.runs.components import load_clip
 
-                    request["clip"] = open_clip(clip).to(pipe.device)
+                    request["clip"] = load_clip(clip).to(pipe.device)
                 result = pipe.generate(captions or None, labels, **request)
         for path in result.save(output, overwrite):
             typer.echo(path)

@@ -1,4 +1,4 @@
-"""The commands that draw from given pictures: img2img, inpaint."""
+"""The commands that draw from given pictures: img2img, inpaint, mix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from .bars import Bars
 from .common import BestOf, Device, Dtype, Errors, First, Guidance, Model, Negative, Offload, PreviewFile, Seed, load_any, watched
 from .generate import class_labels
-from .job import Output, Size, edit_size, write
+from .job import Output, Size, edit_size, read_source, write
 
 if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
@@ -123,6 +123,42 @@ def inpaint(
                 callback=watched(bars, see),
             )
         write(edit, output)
+
+
+def mix(
+    sources: Annotated[list[str], typer.Argument(metavar="A B ...", help="Pictures, latents (.safetensors) or captions.")],
+    output: Output,
+    weights: Annotated[str | None, typer.Option(help="One for each, for instance 2,1,1; default: equal.")] = None,
+    model: Model = "emoji",
+    n: Count = 1,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    first: First = 0,
+    size: Size = None,
+    preview: PreviewFile = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    offload: Offload = False,
+) -> None:
+    """Draw a mixture of captions, pictures and latents."""
+    with Errors():
+        from unclip.pipelines.unclip import UnCLIP
+
+        shares = None if weights is None else _numbers(weights)
+        pipe, size, see = _open(output, model, device, dtype, size, offload, preview)
+        if not isinstance(pipe, UnCLIP):
+            raise ValueError(f"{model} is a {type(pipe).__name__}, which has no CLIP embeddings to mix; take an unCLIP model")
+        items = [read_source(source) for source in sources]
+        with Bars() as bars:
+            edit = pipe.mix(items, shares, n, guidance, seed, first, size, watched(bars, see))
+        write(edit, output)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights {text!r} not understood: write numbers, for instance 2,1,1") from None
 
 
 def _open(

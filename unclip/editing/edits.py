@@ -45,7 +45,7 @@ def invert(
     Pictures are laid on white, turned upright and cropped to a square, never squashed.  The decoder sees them at its own
     size: what `reconstruct` returns is the picture at that size, upsampled.
     """
-    _check(pipe, None, None, inversion)
+    check_edit(pipe, None, None, inversion)
     return opened(pipe, images, inversion, callback).latent
 
 
@@ -59,11 +59,11 @@ def reconstruct(
     callback: Callback | None = None,
 ) -> Edit:
     """The picture that a latent stands for."""
-    _check(pipe, size, None, inversion)
+    check_edit(pipe, size, None, inversion)
     seed = check_int("seed", seed)
     latent, shown = opened(pipe, source, inversion, callback)
     labels = ["reconstruction"] * len(latent)
-    return _edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, shown, None, seed, size, callback)
+    return draw_edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, shown, None, seed, size, callback)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def vary(
     "fresh" draws another x_T and samples as the decoder does by default; what stays is what z_i tells, and nothing has to
     be inverted.  `guidance`: of the decoder, else the latent's own.  Picture k is number first + k of the seed.
     """
-    _check(pipe, size, guidance, inversion)
+    check_edit(pipe, size, guidance, inversion)
     seed, first = check_int("seed", seed), check_int("first", first, 0)
     n = check_int("n", n, 1, "how many variations of each picture")
     if not 0 <= eta <= 1:
@@ -104,7 +104,7 @@ def vary(
     else:
         sampling = _to_clean(latent.sampling).replace(sampler="ddim", variance="small", eta=float(eta))
     labels = ["fresh x_T" if fresh else f"eta {eta:g}"] * len(latent)
-    return _edit(pipe, "vary", latent, sampling, labels, n, shown, guidance, seed, size, callback, noise, first)
+    return draw_edit(pipe, "vary", latent, sampling, labels, n, shown, guidance, seed, size, callback, noise, first)
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def interpolate(
     Sources may also be captions: a string that is no path, and does not look like one, is drawn first.  Captions do not
     condition the pictures on the way, z_i alone does.
     """
-    _check(pipe, size, guidance, inversion)
+    check_edit(pipe, size, guidance, inversion)
     seed = check_int("seed", seed)
     check_choice("x_t", x_t, NoisePath)
     if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence):
@@ -144,7 +144,7 @@ def interpolate(
         x, sampling = slerp(starts[rows], starts[rows + 1], fractions), exact(latents[0].sampling)
     latent = Latent(image_embed, x.contiguous(), sampling, ("",) * len(rows), pipe.models())
     labels = [f"{k / (steps - 1):.2f}" for k in frames.tolist()]
-    return _edit(pipe, "interpolate", latent, sampling, labels, len(rows), shown, guidance, seed, size, callback)
+    return draw_edit(pipe, "interpolate", latent, sampling, labels, len(rows), shown, guidance, seed, size, callback)
 
 
 @renamed_arguments(picture="image")
@@ -169,7 +169,7 @@ def text_diff(
     shows, or a dummy such as "a photo", "" for CLIP's answer to nothing; None leaves z_t0 out.  The first picture is the
     reconstruction, unless `guidance` is given.
     """
-    _check(pipe, size, guidance, inversion)
+    check_edit(pipe, size, guidance, inversion)
     seed = check_int("seed", seed)
     if not 0 < theta <= 1:
         raise ValueError(f"theta is {theta}; it is the fraction of the angle to turn by: above 0, at most 1, usually 0.25 to 0.5")
@@ -190,7 +190,7 @@ def text_diff(
     sampling = exact(latent.sampling)
     latent = replace(latent, image_embed=slerp(latent.image_embed, z_d, fractions), sampling=sampling)
     labels = [f"theta {f:.2f}" for f in fractions.tolist()]
-    return _edit(pipe, "text diff", latent, sampling, labels, steps, shown, guidance, seed, size, callback)
+    return draw_edit(pipe, "text diff", latent, sampling, labels, steps, shown, guidance, seed, size, callback)
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def reconstruct_pca(
 
     pca: of the embeddings of a data set; None = the one that the pipeline came with.
     """
-    _check(pipe, size, guidance)
+    check_edit(pipe, size, guidance)
     seed = check_int("seed", seed)
     pca = pca or pipe.pca
     if pca is None:
@@ -222,10 +222,10 @@ def reconstruct_pca(
     x = Noise.of(seed).at("pca").at("x_T").normal((3, size_0, size_0)).expand(len(embeds), -1, -1, -1).contiguous()
     latent = Latent(embeds, x, sampling, ("",) * len(embeds), pipe.models())
     labels = [f"{k} components" for k in components] * count
-    return _edit(pipe, "reconstruct pca", latent, sampling, labels, len(components), shown, guidance, seed, size, callback)
+    return draw_edit(pipe, "reconstruct pca", latent, sampling, labels, len(components), shown, guidance, seed, size, callback)
 
 
-def _edit(
+def draw_edit(
     pipe: Pipeline,
     verb: str,
     latent: Latent,
@@ -258,7 +258,7 @@ def _edit(
     )
 
 
-def _check(pipe: Pipeline, size: int | None, guidance: float | None, inversion: object = None) -> None:
+def check_edit(pipe: Pipeline, size: int | None, guidance: float | None, inversion: object = None) -> None:
     """Refuse now what would be refused after an inversion."""
     if not isinstance(inversion, (Inversion, type(None))):
         raise ValueError(f"inversion is {inversion!r}; it must be an Inversion, for instance Inversion(steps=50), or None")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
-from unclip.types import Callback, Cond, Decoder, ImageTextEncoder
+from unclip.types import Callback, Cond, Decoder, ImageTextEncoder, Text
 
 from .latent import Latent
 from .pca import PCA
@@ -76,6 +76,8 @@ class Pipeline(Protocol):
     def condition(self, image_embed: Tensor, captions: Sequence[str]) -> Cond: ...
 
     def models(self) -> dict[str, str]: ...
+
+    def embed(self, text: Text, noise: Noise, *, callback: Callback | None = None) -> Tensor: ...
 
     def draw(
         self, latent: Latent, sampling: Sampling, noise: Noise, size: int | None = None, callback: Callback | None = None

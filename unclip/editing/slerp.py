@@ -1,4 +1,4 @@
-"""Spherical interpolation."""
+"""Spherical interpolation, of two vectors and of many."""
 
 from __future__ import annotations
 
@@ -31,3 +31,29 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], fraction: float 
     turned = turned.reshape(a.shape).to(a)
     f = f.reshape(-1, *[1] * (a.ndim - 1)).to(a.device)
     return torch.where(f == 0, a, torch.where(f == 1, b, turned))  # the ends to the last bit
+
+
+def spherical_mean(vectors: Float[Tensor, "k d"], weights: Float[Tensor, " k"]) -> Float[Tensor, " d"]:
+    """`slerp` of k vectors: the direction is the weighted mean on the sphere, the norm the weighted mean of norms.
+
+    The point from which the ways to all directions, weighted, sum up to nothing (Buss & Fillmore 2001, algorithm A1); weights are
+    at least 0, and their ratios count.
+    """
+    used = weights > 0
+    vectors, w = vectors[used], (weights[used] / weights[used].sum()).double().cpu()
+    if len(vectors) <= 2:
+        return slerp(vectors[:1], vectors[-1:], float(w[-1]) if len(w) == 2 else 0.0)[0]
+    norms = vectors.cpu().double().norm(dim=1)
+    x = vectors.cpu().double() / norms.clamp(min=1e-300)[:, None]
+    total = w @ x
+    mean = normalize(total if total.norm() > 1e-9 else x[w.argmax()], dim=0)
+    for _ in range(1000):
+        cos = x @ mean
+        across = x - cos[:, None] * mean  # (k, d)
+        sin = across.norm(dim=1)
+        way = (w * torch.atan2(sin, cos) / sin.clamp(min=1e-12)) @ across
+        length = way.norm()
+        if length < 1e-14:
+            break
+        mean = normalize(torch.cos(length) * mean + torch.sin(length) * way / length, dim=0)
+    return (mean * (w @ norms)).to(vectors)

@@ -16,6 +16,7 @@ from unclip.clip.preprocess import fit_square
 from unclip.contracts import accepts
 from unclip.data.images import load_image
 from unclip.diffusion.guidance import reporting
+from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Callback
 
@@ -106,6 +107,28 @@ def ends(
             "with the same settings (give them as pictures), or use x_t='fixed'"
         )
     return latents, torch.cat(shown) if len(shown) == len(pairs) else None
+
+
+def embeddings(pipe: Pipeline, sources: Sequence[Source], seed: int, callback: Callback | None) -> Tensor:
+    """The image embedding (k, d) of each source, a caption's drawn by the prior; ValueError for a source of several pictures."""
+    read = [source if _is_caption(source) else _resolve(pipe, source) for source in sources]
+    for resolved in read:
+        count = 1 if isinstance(resolved, str) else len(resolved.latent if isinstance(resolved, Opened) else resolved)
+        if count != 1:
+            raise ValueError(f"a source holds {count} pictures; give each as one of its own")
+    captions = [source for source in read if isinstance(source, str)]
+    if captions:
+        noise = Noise.of(seed, range(len(captions))).at("prior")
+        text = pipe.clip.encode_text(captions)
+        drawn = iter(pipe.embed(text, noise, callback=callback).unsqueeze(1))
+    embeds = []
+    for one in read:
+        if isinstance(one, str):
+            embeds.append(next(drawn))
+        else:
+            opened_ = one if isinstance(one, Opened) else _inverted(pipe, one, None, None, embed_only=True)
+            embeds.append(opened_.latent.image_embed.cpu())
+    return torch.cat(embeds)
 
 
 def exact(sampling: Sampling) -> Sampling:

@@ -3,6 +3,7 @@
 from unclip.editing import edits
 from unclip.editing.img2img import img2img
 from unclip.editing.inpaint import inpaint
+from unclip.editing.mix import mix
 
 
 class ImageEdits:
@@ -19,5 +20,6 @@ class LatentEdits(ImageEdits):
     reconstruct = edits.reconstruct
     vary = edits.vary
     interpolate = edits.interpolate
+    mix = mix
     text_diff = edits.text_diff
     reconstruct_pca = edits.reconstruct_pca
