@@ -100,8 +100,8 @@ def test_cascades(adm: Cascade, glide: Cascade, monkeypatch: pytest.MonkeyPatch)
     drawn("inpaint", "x.png", "--label", 2, "--mask", "mask.png", "-o", "z.png")
     assert pixels("z.png") == adm.inpaint("x.png", labels=2, mask="mask.png").pil()[0].tobytes()
     monkeypatch.setattr(steer, "load_any", lambda *a, **k: glide)
-    run("img2img", "x.png", "--caption", "a cat", "-o", "y.png", "--negative", "a dog")
-    assert pixels("y.png") == glide.img2img("x.png", "a cat", negative="a dog").pil()[0].tobytes()
+    run("img2img", "x.png", "--caption", "a cat", "-o", "v.png", "--negative", "a dog")
+    assert pixels("v.png") == glide.img2img("x.png", "a cat", negative="a dog").pil()[0].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,9 @@ def test_cascades(adm: Cascade, glide: Cascade, monkeypatch: pytest.MonkeyPatch)
         ("inpaint x.png --caption a -o y.png", "neither keep nor mask was given"),
         ("inpaint x.png --caption a --mask mask.png --keep keep.png -o y.png", "both keep and mask were given"),
         ("inpaint mask.png --caption a --mask none.png -o y.png", "there is no picture file"),
+        ("img2img x.png --caption a -o x.png --overwrite", "x.png"),
+        ("inpaint x.png --mask mask.png -o y.png --preview mask.png --overwrite", "mask.png"),
+        ("img2img x.png --caption a -o y.png --preview keep.png", "keep.png"),
     ],
 )
 def test_bad_input_ends_at_once_with_one_line(ask: str, told: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PriorTask,
     )
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
+    from unclip.clip.rerank import rerank
     from unclip.conditions import Caption, Conditions, ImageEmbedding, Known, Label
     from unclip.convert import open_foreign
     from unclip.convert.legacy import older_name, upgrade_config
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.generation import Generation
     from unclip.pipelines.load import from_pretrained
+    from unclip.pipelines.preview import Preview
     from unclip.pipelines.unclip import UnCLIP
     from unclip.randomness import Noise
     from unclip.runs import Training
@@ -49,6 +51,7 @@ PUBLIC = {
     "CLIP": "unclip.clip",
     "CLIPConfig": "unclip.clip",
     "CLIPTask": "unclip.clip",
+    "rerank": "unclip.clip.rerank",
     "ARPrior": "prior",
     "ARPriorConfig": "prior",
     "ARSampling": "prior",
@@ -67,6 +70,7 @@ PUBLIC = {
     "Cascade": "unclip.pipelines.cascade",
     "UnCLIP": "unclip.pipelines.unclip",
     "from_pretrained": "unclip.pipelines.load",
+    "Preview": "unclip.pipelines.preview",
     "Caption": "unclip.conditions",
     "Conditions": "unclip.conditions",
     "ImageEmbedding": "unclip.conditions",

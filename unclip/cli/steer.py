@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .bars import Bars
-from .common import BestOf, Device, Dtype, Errors, First, Guidance, Model, Negative, Offload, PreviewFile, Seed, load_any, watched
+from .common import (
+    BestOf,
+    Device,
+    Dtype,
+    Errors,
+    First,
+    Guidance,
+    Model,
+    Negative,
+    Offload,
+    Overwrite,
+    PreviewFile,
+    Seed,
+    load_any,
+    watched,
+)
 from .generate import class_labels
-from .job import Output, Size, edit_size, read_source, write
+from .job import Output, Size, check_edit, edit_size, read_source, write
 
 if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
@@ -46,13 +62,15 @@ def img2img(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture anew, in its colours and layout, as a caption says."""
     with Errors():
         from unclip.editing.init_image import check_strength
 
         check_strength(strength)
-        pipe, size, see = _open(output, model, device, dtype, size, offload, preview)
+        _check_files(output, preview, n, first, best_of, [image], overwrite)
+        pipe, size, see = _open(model, device, dtype, size, offload, preview)
         how = _decoder(pipe.decoder.resolve(None), steps, guidance)
         with Bars() as bars:
             edit = pipe.img2img(
@@ -67,7 +85,7 @@ def img2img(
                 **_options(pipe, caption, label, negative, best_of),
                 callback=watched(bars, see),
             )
-        write(edit, output)
+        write(edit, output, overwrite)
 
 
 def inpaint(
@@ -94,6 +112,7 @@ def inpaint(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a part of a picture anew; every other pixel stays as it is."""
     with Errors():
@@ -103,7 +122,8 @@ def inpaint(
 
         source = source_images(image)
         kept = keep_masks(keep, mask, [(source.images[0].shape[-2], source.images[0].shape[-1])])
-        pipe, size, see = _open(output, model, device, dtype, size, offload, preview)
+        _check_files(output, preview, n, first, best_of, [image, *(path for path in (mask, keep) if path)], overwrite)
+        pipe, size, see = _open(model, device, dtype, size, offload, preview)
         how = _decoder(sampling(pipe.decoder, repaint), steps, guidance)
         known(source, kept, pipe.stages(size), feather)  # refuses a mask that keeps all, or nothing
         print(_told(~kept[0][0, 0], f"the white of {mask}" if mask else f"all but the white of {keep}"), file=sys.stderr)
@@ -122,7 +142,7 @@ def inpaint(
                 **_options(pipe, caption, label, negative, best_of),
                 callback=watched(bars, see),
             )
-        write(edit, output)
+        write(edit, output, overwrite)
 
 
 def mix(
@@ -139,19 +159,21 @@ def mix(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a mixture of captions, pictures and latents."""
     with Errors():
         from unclip.pipelines.unclip import UnCLIP
 
         shares = None if weights is None else _numbers(weights)
-        pipe, size, see = _open(output, model, device, dtype, size, offload, preview)
+        _check_files(output, preview, n, first, None, sources, overwrite)
+        pipe, size, see = _open(model, device, dtype, size, offload, preview)
         if not isinstance(pipe, UnCLIP):
             raise ValueError(f"{model} is a {type(pipe).__name__}, which has no CLIP embeddings to mix; take an unCLIP model")
         items = [read_source(source) for source in sources]
         with Bars() as bars:
             edit = pipe.mix(items, shares, n, guidance, seed, first, size, watched(bars, see))
-        write(edit, output)
+        write(edit, output, overwrite)
 
 
 def _numbers(text: str) -> list[float]:
@@ -161,15 +183,29 @@ def _numbers(text: str) -> list[float]:
         raise ValueError(f"--weights {text!r} not understood: write numbers, for instance 2,1,1") from None
 
 
+def _check_files(
+    output: Path,
+    preview: Path | None,
+    n: int,
+    first: int,
+    best_of: int | None,
+    sources: Sequence[str | Path],
+    overwrite: bool,
+) -> None:
+    """ValueError for files that cannot be written, or must not be, before anything is loaded."""
+    check_edit(output, range(first, first + max(n, best_of or n)), sources, overwrite)
+    if preview is not None:
+        from unclip.files import check_files
+
+        check_files([preview], overwrite, sources)
+
+
 def _open(
-    output: Path, model: str, device: str, dtype: str, size: int | None, offload: bool, preview: Path | None
+    model: str, device: str, dtype: str, size: int | None, offload: bool, preview: Path | None
 ) -> tuple[UnCLIP | Cascade, int, Any]:
-    """The pipeline, the size of what is drawn, and who shows previews; what cannot be written is refused first."""
-    from unclip.files import check_output
-    from unclip.images import ANIMATIONS
+    """The pipeline, the size of what is drawn, and who writes previews."""
     from unclip.pipelines.preview import Preview
 
-    check_output(output, (".png", *ANIMATIONS))
     see = None if preview is None else Preview(preview)
     pipe = load_any(model, device, dtype, offload=offload)
     return pipe, edit_size(pipe, size), see

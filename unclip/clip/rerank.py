@@ -23,8 +23,8 @@ class Ranked(NamedTuple):
 
 
 @torch.no_grad()
-def rerank(clip: ImageTextEncoder, images: Float[Tensor, "c*n 3 h w"], captions: Sequence[str], k: int = 1) -> Ranked:
-    """The k pictures nearest to each caption, of n each, caption-major, in [-1, 1].  A blank caption keeps its first k."""
+def rerank(clip: ImageTextEncoder, images: Float[Tensor, "b 3 h w"], captions: Sequence[str], k: int = 1) -> Ranked:
+    """The k pictures nearest to each of c captions, of n = b / c each, caption-major.  A blank caption keeps its first k."""
     count = len(captions)
     if not count or len(images) % count or not 1 <= k <= len(images) // count:
         told = f"{len(images)} pictures and {count} captions, of each of which k = {k} shall be kept"

@@ -92,4 +92,5 @@ def edit_of(
         sources=before if len(before) > 1 else before.expand(len(made) // n, -1, -1, -1),
         metadata=about | ({"caption": said.pop()} if len(said) == 1 else {}),
         first=first,
+        numbers=tuple(index for _, index in made.seeds),
     )

@@ -38,6 +38,7 @@ class Edit:
     sources: Float[Tensor, "r 3 s s"] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     first: int = 0
+    numbers: tuple[int, ...] | None = None  # of the pictures, where they do not follow each other
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,13 +62,13 @@ class Edit:
 
         Returns the files, all written or none.  overwrite: those that are there already are replaced; ValueError where not.
         """
-        numbers = range(self.first, self.first + len(self))
+        numbers = self.numbers or range(self.first, self.first + len(self))
         names, suffix = edit_paths(path, numbers), Path(path).suffix.lower()
         data: Iterable[bytes]
         if suffix in ANIMATIONS:
             data = [animation(self.pil(), suffix)]
         elif suffix == ".png":
-            alone = {**self.metadata, "index": str(self.first)}
+            alone = {**self.metadata, "index": str(numbers[0])}
             data = [png(self.images[0], alone) if len(self) == 1 else png_bytes(self.sheet(), self.metadata)]
         else:
             texts = [{**self.metadata, "label": label, "index": str(i)} for label, i in zip(self.labels, numbers)]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from unclip.files import check_output
-from unclip.images import save_grid
+from unclip.files import check_output, write_files
+from unclip.images import grid
 from unclip.types import Step
 
 SHARE = 0.01  # of the time, at most
@@ -38,9 +38,9 @@ class Preview:
         images = (step._replace(x0=step.x0[: self.most])).images()
         assert images is not None
         try:
-            save_grid(small(images, self.side if len(images) == 1 else self.side // 2), self.path)
-        except OSError as error:
-            warnings.warn(f"no more previews: cannot write {self.path}: {error.strerror or error}", stacklevel=2)
+            write_files([(self.path, grid(small(images, self.side if len(images) == 1 else self.side // 2)))])
+        except ValueError as error:  # of a full disk: the drawing goes on
+            warnings.warn(f"no more previews: {error}", stacklevel=2)
             self.ready = float("inf")
             return
         now = time.perf_counter()
