@@ -265,8 +265,8 @@ def time_steps(system: str, stage: str, size: Size, dtype: torch.dtype, repeats:
     else:
         made = globals()[f"diffusers_{stage}"](size, dtype)
     made.step()
-    times = [_clock(made.step) for _ in range(repeats)]
-    return {"seconds": times, "once": _clock(made.once) if made.once else 0.0, "weights": made.weights}
+    times = [clock(made.step) for _ in range(repeats)]
+    return {"seconds": times, "once": clock(made.once) if made.once else 0.0, "weights": made.weights}
 
 
 @torch.no_grad()
@@ -291,7 +291,7 @@ def hold_all(system: str, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     return {"peak": memory()}
 
 
-def _clock(call: Callable[[], Any]) -> float:
+def clock(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -100,3 +100,11 @@ def _rates(by_dtype: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     print(header())
+
+
+def quartiles(ratios: list[float]) -> str:
+    """Lower and upper quartile, as text; nothing of a single number."""
+    if len(ratios) < 2:
+        return ""
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{low:.3f} {high:.3f}"

@@ -26,7 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import stage_step
-from benchmarks.machine import header, median
+from benchmarks.machine import header, median, quartiles
 from benchmarks.stage_step import Case, Step, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,22 +126,15 @@ def compare(against: Path, chosen: list[Case], rounds: int, turns: int) -> bool:
                 kept &= ratio <= SLOWER
                 times = " ".join(f"{1e3 * statistics.median(seconds[side]):9.2f}" for side in sides)
                 row = f"{case.stage:15} {case.width:6} {case.pixels or '-':>6} {case.batch:6} {dtype:9} {times}"
-                print(f"{row} {ratio:6.3f}  {_quartiles(ratios)}", flush=True)
+                print(f"{row} {ratio:6.3f}  {quartiles(ratios)}", flush=True)
     finally:
         for side in sides:
             side.end()
     print("\nall turns of a stage")
     for (stage, dtype), ratios in of_stage.items():
-        print(f"{stage:15} {dtype:9} {statistics.median(ratios):6.3f}  {_quartiles(ratios)}")
+        print(f"{stage:15} {dtype:9} {statistics.median(ratios):6.3f}  {quartiles(ratios)}")
     print(f"no step takes more than {SLOWER} times as long as there: {'kept' if kept else 'BROKEN'}")
     return kept
-
-
-def _quartiles(ratios: list[float]) -> str:
-    if len(ratios) < 2:
-        return ""
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{low:.3f} {high:.3f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
