@@ -14,6 +14,7 @@ from unclip.clip.emoji import spell_emoji
 from unclip.clip.encoder import CLIP
 from unclip.clip.pieces import PieceTokenizer, learn_pieces, words
 from unclip.clip.task import CLIPTask, CLIPTaskConfig
+from unclip.clip.tokenizer import BytePairTokenizer, compact_token_ids
 from unclip.randomness import Noise
 from unclip.types import Batch
 
@@ -48,6 +49,15 @@ def test_every_emoji_of_the_table_has_its_name() -> None:
     typed = ["".join(chr(int(point, 16)) for point in row.key.split("-")) for row in rows]
     assert len(rows) > 3900
     assert [spell_emoji(character) for character in typed] == [row.name for row in rows]
+
+
+def test_a_compact_vocabulary_reads_out_the_emoji_that_it_lacks() -> None:
+    tokenizer = BytePairTokenizer(12, compact_token_ids(["birthday cake", "a rocket", "🚀"]))
+    ids = tokenizer(["a 🎂", "a birthday cake", "🚀", "rocket", "🎂🚀", "birthday cake 🚀"]).ids
+    assert torch.equal(ids[0], ids[1]) and torch.equal(ids[4], ids[5])
+    assert not torch.equal(ids[2], ids[3])  # this one was trained on
+    everything = BytePairTokenizer(12)  # OpenAI's vocabulary has emoji
+    assert not torch.equal(*everything(["🎂", "birthday cake"]).ids)
 
 
 def test_words_have_no_case_accents_and_punctuation() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 TONES = {
@@ -17,17 +18,26 @@ NAMES = Path(__file__).with_name("emoji.tsv")
 _VARIANT = re.compile("[\ufe0e\ufe0f]")
 
 
-def spell_emoji(text: str) -> str:
+def spell_emoji(text: str, stays: Callable[[str], bool] = lambda emoji: False) -> str:
     """The text with each emoji replaced by its English CLDR name; skin tones follow it ("waving hand dark skin tone").
 
     Of a sequence that Unicode does not know the single emoji are named.  Characters that are letters, digits or punctuation too
-    ("©", "3") stay as they are.
+    ("©", "3") stay as they are, and emoji for which `stays` is true.
     """
     if text.isascii():
         return text
     names, pattern = _table()
-    text = _VARIANT.sub("", text)
-    return " ".join(pattern.sub(lambda found: f" {_name(found[0], names)} ", text).replace("\u200d", " ").split())
+    plain, changed = _VARIANT.sub("", text), False
+
+    def name(found: re.Match[str]) -> str:
+        nonlocal changed
+        if stays(found[0]):
+            return found[0]
+        changed = True
+        return f" {_name(found[0], names)} "
+
+    read = pattern.sub(name, plain)
+    return " ".join(read.replace("\u200d", " ").split()) if changed else text
 
 
 def _name(character: str, names: dict[str, str]) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor
 from unclip.nn.text import Caption
 from unclip.types import Cond, rows_of
 
+from .emoji import spell_emoji
+
 PAD, UNKNOWN = 0, 1  # the first two rows of a compact vocabulary
 
 
@@ -44,7 +46,8 @@ class BytePairTokenizer:
     """CLIP's byte pairs, over all 49,408 ids or over the compact vocabulary `token_ids`.
 
     Compact rows: 0 pad, 1 unknown, then `token_ids` ascending, which puts the end token last, where open_clip's arg-max
-    pooling looks for it.  Only the ids are kept here, so it copies and pickles with its model.
+    pooling looks for it.  Emoji that a compact vocabulary lacks are read out by name.  Only the ids are kept here, so it copies
+    and pickles with its model.
     """
 
     def __init__(self, context_length: int, token_ids: Sequence[int] | None = None, bpe: Any = None):
@@ -64,8 +67,9 @@ class BytePairTokenizer:
         mask = torch.zeros(len(captions), self.context_length, dtype=torch.bool)
         room = self.context_length - 2
         for i, caption in enumerate(captions):
+            read = caption if self.rows is None else spell_emoji(caption, self._knows)
             # A caption that spells "<end_of_text>" must not end there.
-            words = [t for t in bpe.encode(caption) if t not in bpe.all_special_ids]
+            words = [t for t in bpe.encode(read) if t not in bpe.all_special_ids]
             if len(words) > room:
                 warn_dropped(caption, self.context_length, bpe.decode(words[room:]).strip())
             row = [start, *words[:room], end]
@@ -74,6 +78,10 @@ class BytePairTokenizer:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
+
+    def _knows(self, text: str) -> bool:
+        assert self.rows is not None
+        return all(t in self.rows for t in (self._bpe or byte_pairs()).encode(text))
 
 
 @lru_cache
