@@ -66,29 +66,6 @@ def fails(*arguments: Any) -> str:
     return line
 
 
-class Bar:
-    """tqdm for the tests: which stage counted to what, of what total, in each of its chunks."""
-
-    told: list[list[Any]] = []
-
-    def __init__(self, desc: str, total: int, **options: Any):
-        self.name = desc
-        self.reset(total)
-
-    def reset(self, total: int) -> None:
-        self.count = [self.name, 0, total]
-        Bar.told.append(self.count)
-
-    def update(self) -> None:
-        self.count[1] += 1
-
-    def set_description(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def test_one_picture(folder: Path) -> None:
     done = run(folder, "a red heart", "-o", "x.png", "--seed", 3, "--first", 4)
     assert done.stdout == "x.png\n" and done.stderr == ""
@@ -176,13 +153,11 @@ def ar_prior(**changes: Any) -> ARPrior:
     return prior
 
 
-def test_a_pipeline_with_an_autoregressive_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_with_an_autoregressive_prior(bars: list) -> None:
     pipe = tiny.pipeline(prior=ar_prior(sampling=ARSampling(guidance=1.5, top_p=0.9)))
     pipe.save_pretrained("model")
-    monkeypatch.setattr("tqdm.tqdm", Bar)
-    monkeypatch.setattr(Bar, "told", [])
     run(Path("model"), "two dogs", "-o", "own.png", "--size", 16)
-    assert Bar.told == [["prior", 6, 6], ["decoder", 3, 3]]  # a pass for each symbol: the dot product and five components
+    assert bars == [["prior", 6, 6, True], ["decoder", 3, 3, True]]  # a pass for each symbol: the dot product and five components
     run(
         Path("model"),
         "two dogs",
@@ -355,34 +330,10 @@ def test_warnings_of_ours_are_one_line_and_libraries_are_quiet(folder: Path, mon
     assert warnings.showwarning is show and common.logging.root.manager.disable == disabled
 
 
-def test_bars_count_the_steps_of_every_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_count_the_steps_of_all_chunks_together(folder: Path, bars: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
-    told: list[tuple[str, int]] = []
-
-    class Bar:
-        def __init__(self, desc: str, total: int, **options: Any):
-            assert options["disable"] is None and total == {"prior": 3, "decoder": 4}[desc]
-            self.name, self.n = desc, 0
-
-        def update(self) -> None:
-            self.n += 1
-            told.append((self.name, self.n))
-
-        def reset(self, total: int) -> None:
-            assert total == {"prior": 3, "decoder": 4}[self.name]
-            self.n = 0
-
-        def set_description(self, text: str) -> None:
-            told.append((text, -1))
-
-        def close(self) -> None:
-            told.append((self.name, -2))
-
-    monkeypatch.setattr("tqdm.tqdm", Bar)
     run(folder, "two dogs", "-o", "x.png", "--size", 16, "--n", 2, "--steps", "decoder=4")
-    prior = [("prior", 1), ("prior", 2), ("prior", 3), ("prior 2/2", -1)]
-    chunks = [[*(("decoder", k) for k in (1, 2, 3, 4)), (f"decoder {done}/2", -1)] for done in (1, 2)]
-    assert told == [*prior, *chunks[0], *chunks[1], ("prior", -2), ("decoder", -2)]
+    assert bars == [["prior (2 pictures)", 3, 3, True], ["decoder (2 pictures)", 8, 8, True]]
 
 
 @pytest.mark.parametrize("ignored", [False, True])

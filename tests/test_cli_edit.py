@@ -16,7 +16,7 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_cli import Bar, call
+from test_cli import call
 from test_cli import fails as _fails
 
 from unclip.cli import common, edit, job
@@ -208,38 +208,45 @@ def test_help_lists_the_options() -> None:
 
 # Progress
 
-UP, BACK, TO_CLEAN, OWN_WAY, PRIOR = ["invert", 8, 8], ["decoder", 4, 4], ["decoder", 5, 5], ["decoder", 3, 3], ["prior", 3, 3]
-ENLARGE = ["upsampler_64", 3, 3]
+
+
+ENLARGE = ("upsampler_64", 3)
+
+
+def bar(stage: str, steps: int, chunks: int = 1) -> list[Any]:
+    """A bar of so many steps for each chunk, here of one picture, that ended and was closed."""
+    return [stage if chunks == 1 else f"{stage} ({chunks} pictures)", steps * chunks, steps * chunks, True]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("vary x.png --n 1", [UP, TO_CLEAN, ENLARGE]),
-        ("vary x.png --n 1 --eta 0", [UP, BACK, ENLARGE]),
-        ("vary x.png --n 1 --fresh", [OWN_WAY, ENLARGE]),
-        ("vary x.safetensors --n 1 --eta 0.1", [TO_CLEAN, ENLARGE]),
-        ("reconstruct x.png --refine 0 --inversion-steps 6", [["invert", 5, 5], ["decoder", 5, 5], ENLARGE]),
-        ("reconstruct x.safetensors", [BACK, ENLARGE]),
-        ("reconstruct x.safetensors --pca 4", [OWN_WAY, ENLARGE]),
-        ("diff x.png --to dogs --steps 2", [UP, BACK, BACK, ENLARGE, ENLARGE]),
-        ("interpolate x.png y.png --steps 2", [UP, UP, BACK, BACK, ENLARGE, ENLARGE]),
-        ("interpolate x.png dogs --steps 2", [PRIOR, OWN_WAY, UP, UP, BACK, BACK, ENLARGE, ENLARGE]),
-        ("interpolate cats dogs --steps 2", [PRIOR, OWN_WAY, OWN_WAY, OWN_WAY, OWN_WAY, ENLARGE, ENLARGE]),
-        ("interpolate x.safetensors x.png --steps 2", [UP, BACK, BACK, ENLARGE, ENLARGE]),
-        ("interpolate x.safetensors x.safetensors --steps 2", [BACK, BACK, ENLARGE, ENLARGE]),
-        ("interpolate x.safetensors dogs --x-t fixed --steps 2", [PRIOR, *[OWN_WAY] * 3, ENLARGE, ENLARGE]),
-        ("invert x.png", [UP]),
+        ("vary x.png --n 1", [("invert", 8), ("decoder", 5), ENLARGE]),
+        ("vary x.png --n 1 --eta 0", [("invert", 8), ("decoder", 4), ENLARGE]),
+        ("vary x.png --n 1 --fresh", [("decoder", 3), ENLARGE]),
+        ("vary x.safetensors --n 1 --eta 0.1", [("decoder", 5), ENLARGE]),
+        ("reconstruct x.png --refine 0 --inversion-steps 6", [("invert", 5), ("decoder", 5), ENLARGE]),
+        ("reconstruct x.safetensors", [("decoder", 4), ENLARGE]),
+        ("reconstruct x.safetensors --pca 4", [("decoder", 3), ENLARGE]),
+        ("diff x.png --to dogs --steps 2", [("invert", 8), ("decoder", 4, 2), (*ENLARGE, 2)]),
+        ("interpolate x.png y.png --steps 2", [("invert", 8, 2), ("decoder", 4, 2), (*ENLARGE, 2)]),
+        ("interpolate x.png dogs --steps 2", [("prior", 3), ("decoder", 3), ("invert", 8, 2), ("decoder", 4, 2), (*ENLARGE, 2)]),
+        ("interpolate x.safetensors x.png --steps 2", [("invert", 8), ("decoder", 4, 2), (*ENLARGE, 2)]),
+        ("interpolate x.safetensors x.safetensors --steps 2", [("decoder", 4, 2), (*ENLARGE, 2)]),
+        (
+            "interpolate x.safetensors dogs --x-t fixed --steps 2",
+            [("prior", 3), ("decoder", 3), ("decoder", 3, 2), (*ENLARGE, 2)],
+        ),
+        ("invert x.png", [("invert", 8)]),
     ],
 )
-def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chunk, here of one picture, is counted by its own bar, from 0 to the bar's total."""
+def test_bars_count_what_is_run(
+    words: str, expected: list, pipe: UnCLIP, bars: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe.invert("x.png").save("x.safetensors")
     monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
-    monkeypatch.setattr("tqdm.tqdm", Bar)
-    monkeypatch.setattr(Bar, "told", [])
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))
-    assert Bar.told == expected
+    assert bars == [bar(*one) for one in expected]
     assert not any(part.network._forward_hooks for name, part in pipe.components.items() if name != "clip")
 
 

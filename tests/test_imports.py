@@ -25,7 +25,8 @@ LAYERS = [
     {"unclip.types", "unclip.config", "unclip.randomness", "unclip.sampling", "unclip.trees"}
     | {"unclip.conditions", "unclip.nn", "unclip.diffusion", "unclip.checks", "unclip.contracts", "unclip.deprecation"},
     {"unclip.training", "unclip.data", "unclip.clip", "unclip.checkpoint", "unclip.metrics"}
-    | {"unclip.offload", "unclip.files", "unclip.images", "unclip.weights", "unclip.building", "unclip.hub", "unclip.index"},
+    | {"unclip.offload", "unclip.files", "unclip.images", "unclip.weights", "unclip.building", "unclip.hub", "unclip.index"}
+    | {"unclip.progress"},
     {"unclip.convert"} | STAGES,
     {"unclip.runs", "unclip.pipelines", "unclip.editing"},
     {"unclip.cli"},

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from unclip.progress import is_watched
+
 if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
@@ -78,13 +80,20 @@ class Errors:
     """A known kind of error -> one line and status 2.  This package's own warnings, and open_clip's -> one line each; those of
     other libraries are not shown.  A reader that has seen enough (`| head`) ends the command quietly.
 
+    loading: what; said at once where somebody watches, before libraries are imported, which takes seconds.
     less_memory: what helps where memory is exhausted.
     """
 
-    def __init__(self, less_memory: str = "draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16"):
-        self.less_memory = less_memory
+    def __init__(
+        self,
+        loading: str = "",
+        less_memory: str = "draw fewer pictures at once (--n), smaller ones (--size), or with --dtype bfloat16",
+    ):
+        self.loading, self.less_memory = loading, less_memory
 
     def __enter__(self) -> None:
+        if self.loading and is_watched():
+            print(f"loading {self.loading} ...", file=sys.stderr, flush=True)
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
         warnings.simplefilter("always", UserWarning)
@@ -149,4 +158,4 @@ def _close() -> None:
 def _say(kind: str, message: object) -> None:
     from unclip.config import visible
 
-    print(visible(f"{kind}: {' '.join(str(message).split())}", 4000), file=sys.stderr)
+    print(visible(f"{kind}: {' '.join(str(message).split())}", 4000), file=sys.stderr, flush=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from unclip.progress import Bars
 
 from .common import Errors, Overwrite
 
@@ -40,14 +41,14 @@ def check(
 
     Status 1 when a picture, a caption or a shard is broken, 2 when the source cannot be read at all.
     """
-    with Errors():
+    with Errors(source):
         from unclip.data.check import check as run
         from unclip.files import check_files, check_output, write_files
 
         if json is not None:
             check_files([check_output(json, (".json",), folder=False)], overwrite, [source])
-        with _Bar("check") as bar:
-            report = run(source, labels=labels, threads=threads, progress=bar)
+        with Bars() as bars:
+            report = run(source, labels=labels, threads=threads, progress=partial(bars.show, "check"))
         if json is not None:
             write_files([(json, report.to_json().encode())], overwrite)
         for line in report.lines():
@@ -70,7 +71,7 @@ def pack(
 
     With --labels the shards have them in their .json: read them with labels="label".
     """
-    with Errors():
+    with Errors(source):
         from unclip.data.open import open_source
         from unclip.data.pack import SHARDS
         from unclip.data.pack import pack as run
@@ -81,7 +82,7 @@ def pack(
         opened = open_source(source, labels)
         if not isinstance(opened, DataSource):
             raise ValueError(f"{source} holds embeddings; pictures are what is packed")
-        with _Bar("pack") as bar:
+        with Bars() as bars:
             packed = run(
                 opened,
                 folder,
@@ -89,30 +90,8 @@ def pack(
                 bytes_per_shard=size_per_shard * 2**20,
                 size=size,
                 overwrite=overwrite,
-                progress=bar,
+                progress=partial(bars.show, "pack"),
             )
         left = f", {len(packed.broken)} broken ones left out" if packed.broken else ""
         typer.echo(f"{packed.samples} pictures in {len(packed.shards)} shards{left}")
         typer.echo(folder)
-
-
-class _Bar:
-    """A progress bar on standard error, only when a person watches; called with what is done and the total."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.bar: Any = None
-
-    def __enter__(self) -> Callable[[int, int], object]:
-        return self._step
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def _step(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(desc=self.name, total=total, unit="picture", file=sys.stderr, disable=None)
-        self.bar.update(done - self.bar.n)

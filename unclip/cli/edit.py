@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from .bars import Bars
+from unclip.progress import Bars
+
 from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load
 from .job import LATENT, Job, Output, Size, check_edit, inversion_of, is_latent, open_job, read_source, rows_of, write
 
@@ -43,7 +44,7 @@ def vary(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw variations of a picture: what it shows, with other details."""
-    with Errors():
+    with Errors(model):
         if fresh:
             _refuse("with --fresh", {"--eta": eta, "--inversion-steps": inversion_steps, "--refine": refine})
         _refuse_inversion([image], inversion_steps, refine)
@@ -83,7 +84,7 @@ def interpolate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a path from picture to picture, or from caption to caption."""
-    with Errors():
+    with Errors(model):
         if x_t not in ("slerp", "fixed"):
             raise ValueError(f"--x-t {x_t!r} not understood: write slerp or fixed")
         if x_t == "fixed":
@@ -128,7 +129,7 @@ def diff(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a picture towards what one caption says and another does not."""
-    with Errors():
+    with Errors(model):
         _refuse_inversion([image], inversion_steps, refine)
         opened = read_source(image)
         check_edit(output, range(steps * rows_of(opened)), [image], overwrite)
@@ -165,7 +166,7 @@ def reconstruct(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture from its latent again, or from the first principal components of its embedding."""
-    with Errors():
+    with Errors(model):
         if pca is None:
             _refuse("without --pca", {"--guidance": guidance})
         else:
@@ -194,7 +195,7 @@ def invert(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
-    with Errors():
+    with Errors(model):
         from unclip.files import check_files, check_output
 
         check_files([check_output(output, (LATENT,), folder=False)], overwrite, [image])

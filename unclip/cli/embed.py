@@ -28,7 +28,7 @@ def embed(
     On several processes: torchrun --nproc_per_node=8 -m unclip.cli embed SOURCE FOLDER --device cuda.  Priors and decoders
     then train with embeddings=FOLDER beside their pictures.
     """
-    with Errors("encode fewer at once (--batch)"):
+    with Errors(model, "encode fewer at once (--batch)"):
         from tqdm import tqdm
 
         from unclip.checks import device_of

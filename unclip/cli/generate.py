@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .bars import Bars
+from unclip.progress import Bars
+
 from .common import (
     BestOf,
     Device,
@@ -60,7 +61,7 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures for captions."""
-    with Errors():
+    with Errors(model):
         from unclip.files import check_files
         from unclip.pipelines.generation import picture_paths
 
@@ -117,7 +118,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Write public weights of another format in this package's, without running anything in them."""
-    with Errors():
+    with Errors(source):
         from unclip.convert import convert as run
 
         run(source, folder, dtype, overwrite=overwrite)
@@ -126,7 +127,7 @@ def convert(
 
 def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji") -> None:
     """Print components, parameters, sampling defaults and provenance of a model."""
-    with Errors():
+    with Errors(model):
         from unclip import __version__
         from unclip.types import Adjustable
 

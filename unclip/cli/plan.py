@@ -24,7 +24,7 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="The fraction of the cards' speed that is reached.")] = 0.4,
 ) -> None:
     """Tell parameters, memory of a card, FLOPs and days of a training.  Neither data nor weights are needed."""
-    with Errors():
+    with Errors(what):
         from unclip.runs.recipes import load
 
         training = load(what).override(*(settings or []))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .bars import Bars
+from unclip.progress import Bars
+
 from .common import (
     BestOf,
     Device,
@@ -65,7 +66,7 @@ def img2img(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture anew, in its colours and layout, as a caption says."""
-    with Errors():
+    with Errors(model):
         from unclip.editing.init_image import check_strength
 
         check_strength(strength)
@@ -115,7 +116,7 @@ def inpaint(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a part of a picture anew; every other pixel stays as it is."""
-    with Errors():
+    with Errors(model):
         from unclip.editing.inpaint import known, sampling
         from unclip.editing.mask import keep_masks
         from unclip.editing.sources import source_images
@@ -162,7 +163,7 @@ def mix(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a mixture of captions, pictures and latents."""
-    with Errors():
+    with Errors(model):
         from unclip.pipelines.unclip import UnCLIP
 
         shares = None if weights is None else _numbers(weights)

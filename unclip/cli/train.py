@@ -38,7 +38,7 @@ def config(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a configuration to train a stage with; every setting stands in it and can be changed."""
-    with Errors():
+    with Errors(stage):
         from unclip.checks import path_of
         from unclip.files import check_files, check_output, write_files
         from unclip.runs import recipes
@@ -73,12 +73,16 @@ def train(
         str | None,
         typer.Option("--start", "--init", help="Begin with these weights: a run, a component's folder, MODEL:COMPONENT."),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; default: the best there is, of each process its own.")
+    ] = None,
     overfit: Annotated[int | None, typer.Option(help="Self-test: learn so many samples by heart.", min=2)] = None,
     overfit_steps: Annotated[int, typer.Option(help="Updates of the self-test.", min=1)] = 400,
     show: Annotated[bool, typer.Option("--show", help="Print the whole configuration and stop.")] = False,
 ) -> None:
     """Train a stage; the same command goes on where a run was cut off.  Several processes: torchrun -m unclip.cli train ..."""
-    with Errors("compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"):
+    less_memory = "compute less at once (train.micro_batch), activations again (train.checkpointing=true), or train.batch smaller"
+    with Errors(what, less_memory):
         from unclip.checks import path_of
         from unclip.runs.recipes import load
 
@@ -88,8 +92,8 @@ def train(
         if show:
             typer.echo(training.to_json(), nl=False)
         elif overfit is None:
-            _train(training, folder)
-        elif not _overfit(training, folder.with_name(f"{folder.name}-overfit"), overfit, overfit_steps):
+            _train(training, folder, device)
+        elif not _overfit(training, folder.with_name(f"{folder.name}-overfit"), device, overfit, overfit_steps):
             raise typer.Exit(1)
 
 
@@ -112,7 +116,7 @@ def assemble(
     overwrite: Overwrite = False,
 ) -> None:
     """Put trained components together to a pipeline that every command takes as --model."""
-    with Errors():
+    with Errors(decoder):
         from prior import ARPrior
         from unclip.checks import dtype_of
         from unclip.files import check_folder
@@ -167,34 +171,41 @@ def _component(option: str, source: str, contract: type, expected: str) -> Any:
     return component
 
 
-def _train(training: Training, folder: Path) -> None:
+def _train(training: Training, folder: Path, device: str | None) -> None:
     from unclip.runs.train import train as run
 
     try:
-        made = run(training, folder, _device(), typer.echo)
+        made = run(training, folder, _device(device))
     except FloatingPointError as error:
         raise ValueError(str(error)) from None
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(made)
 
 
-def _overfit(training: Training, folder: Path, n: int, steps: int) -> bool:
+def _overfit(training: Training, folder: Path, device: str | None, n: int, steps: int) -> bool:
     from unclip.runs import build
     from unclip.training.overfit import overfit
 
-    built = build(training, _device(), _silent)
+    built = build(training, _device(device), _silent)
     verdict = overfit(built.task, built.data, training.train, folder, n, steps)
     typer.echo(verdict.text)
     return bool(verdict.passed)
 
 
-def _device() -> Any:
-    """The one that the training loop will take, so that the frozen CLIP is there too."""
+def _device(name: str | None) -> Any:
+    """The one that the training loop will take, so that the frozen CLIP is there too.  None = accelerate's choice."""
     import torch
     from accelerate import Accelerator
 
+    from unclip.checks import device_of
+
+    chosen, together = None if name is None else device_of(name), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and chosen is not None and chosen.index is not None:
+        raise ValueError(f"--device {name}: of processes that train together each has a device of its own; say {chosen.type}")
+    if chosen is not None and not together:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
     accelerator = getattr(torch, "accelerator", torch.cuda)  # from torch 2.6 on every kind of device
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not accelerator.is_available():
+    if (chosen is not None and chosen.type == "cpu") or (together and not accelerator.is_available()):
         os.environ["ACCELERATE_USE_CPU"] = "true"  # or each process would train alone
     return Accelerator(mixed_precision="no").device
 

@@ -270,11 +270,12 @@ class Cascade(FormerNames, ImageEdits):
         offload: bool = False,
         variant: str | None = None,
         revision: str | None = None,
+        progress: bool | None = None,
     ) -> Cascade:
         """Load a folder or a Hugging Face hub id; the arguments are those of `UnCLIP.from_pretrained`."""
         stored = checkpoint.open_pipeline(source, classes, dtype, variant, revision)
         store.refuse_kind(stored, "Cascade", source)
-        components = store.load(stored.components, offload)
+        components = store.load(stored, stored.components, offload, progress)
         uppers = [component for name, component in components.items() if name.startswith("upsampler_")]
         made = cls(components["decoder"], uppers, guide=components.get("guide"), name=stored.name, provenance=stored.provenance)
         same_sizes(stored.components, made.components, str(source))

@@ -22,13 +22,14 @@ def from_pretrained(
     offload: bool = False,
     variant: str | None = None,
     revision: str | None = None,
+    progress: bool | None = None,
 ) -> UnCLIP | Cascade:
     """Load a pipeline as what its index says it is; the arguments are those of `UnCLIP.from_pretrained`.
 
     prior: of an UnCLIP; ValueError where another than the first is asked of a cascade.
     """
     if checkpoint.kind_of(source, revision) == "UnCLIP":
-        return UnCLIP.from_pretrained(source, classes, dtype, prior, offload, variant, revision)
+        return UnCLIP.from_pretrained(source, classes, dtype, prior, offload, variant, revision, progress)
     if prior != checkpoint.PRIORS[0]:
         raise ValueError(f"{source} holds a cascade, which has no component {prior!r}")
-    return Cascade.from_pretrained(source, classes, dtype, offload, variant, revision)
+    return Cascade.from_pretrained(source, classes, dtype, offload, variant, revision, progress)

@@ -19,6 +19,8 @@ from unclip.editing.pca import PCA
 from unclip.files import write_folder
 from unclip.index import PIPELINE_FILES
 from unclip.offload import Offload
+from unclip.progress import Bars
+from unclip.weights import reading
 
 
 def save(
@@ -52,10 +54,20 @@ def save(
     write_folder(folder, write, overwrite, PIPELINE_FILES)
 
 
-def load(loads: Mapping[str, Callable[[], Component[Any]]], offload: bool) -> dict[str, Any]:
-    """The components, of which with `offload` at most one has its weights in memory; a guide, used within the decoder, stays."""
+def load(
+    stored: Stored, loads: Mapping[str, Callable[[], Component[Any]]], offload: bool, progress: bool | None = None
+) -> dict[str, Any]:
+    """The components, of which with `offload` at most one has its weights in memory; a guide, used within the decoder, stays.
+
+    progress: a bar over the bytes read; None = where somebody watches.
+    """
     keeper = Offload() if offload else None
-    return {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
+    weights = [file for name in loads for file in (stored.folder / name).glob("*.safetensors")]
+    total = sum(file.stat().st_size for file in weights) or None  # not known of other packages' files
+    with Bars(progress) as bars, reading(bars.counter(f"loading {stored.name}", total, unit="B", unit_scale=True)):
+        found = {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
+        bars.finish()
+        return found
 
 
 def prior_of(stored: Stored, component: str, source: str | Path) -> Callable[[], Component[Any]]:

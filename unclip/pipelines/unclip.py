@@ -263,6 +263,7 @@ class UnCLIP(OverCascade, LatentEdits):
         offload: bool = False,
         variant: str | None = None,
         revision: str | None = None,
+        progress: bool | None = None,
     ) -> UnCLIP:
         """Load "emoji" (shipped with the package), a folder, or a Hugging Face hub id "owner/name"; also Karlo's weights.
 
@@ -273,11 +274,12 @@ class UnCLIP(OverCascade, LatentEdits):
         offload: at most one component's weights are in memory, read from the files when it is used (see unclip.offload); the same
         pictures to the last bit.
         variant: which weights, where folders hold several, as "fp16" ("plain" for those that name none).  revision: of a
-        repository of the hub, a branch, tag or commit; also as "owner/name@revision".
+        repository of the hub, a branch, tag or commit; also as "owner/name@revision".  progress: a bar while weights are read;
+        None = where somebody watches.
         """
         stored = checkpoint.open_pipeline(source, classes, dtype, variant, revision)
         store.refuse_kind(stored, "UnCLIP", source)
-        components = store.load(store.with_prior(stored, prior, source), offload)
+        components = store.load(stored, store.with_prior(stored, prior, source), offload, progress)
         pipe = cls(
             components["clip"],
             components.get(prior),

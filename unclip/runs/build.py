@@ -15,6 +15,7 @@ from unclip.config import Config
 from unclip.contracts import accepts
 from unclip.data.order import Data
 from unclip.data.spec import DataSpec
+from unclip.progress import Bars
 from unclip.training.task import Answers, Task, Widths
 
 from .components import load_clip, open_component
@@ -33,10 +34,17 @@ class Built(NamedTuple):
     answers: Answers
 
 
-def build(training: Training, device: Any = "cpu", say: Callable[[str], object] = print, data: Data | None = None) -> Built:
+def build(
+    training: Training,
+    device: Any = "cpu",
+    say: Callable[[str], object] = print,
+    data: Data | None = None,
+    bars: Bars | None = None,
+) -> Built:
     """The task, with new weights or those of `start`, and its data.
 
-    `say` is told what was missing in a start and has been made.  data: in place of those that the training names.
+    `say` is told what was missing in a start and has been made, `bars` how much is embedded.  data: in place of those that the
+    training names.
     ValueError: whatever does not go together.
     """
     clip = load_clip(training.clip).to(device).requires_grad_(False) if training.clip else None
@@ -50,7 +58,7 @@ def build(training: Training, device: Any = "cpu", say: Callable[[str], object] 
             same_identity(start.clip_identity, identity(clip))
         _refuse_widths(kind.widths(config), Widths(clip.embed_dim, clip.context_length, clip.text_width), component, training)
     data, held_out = open_data(training, training.data, kind, config, clip) if data is None else data, None
-    answers = DataAnswers(data, clip)
+    answers = DataAnswers(data, clip, bars)
     if training.held_out is not None:
         held_out = open_data(training, training.held_out, kind, config, clip, answers.classes)
     config = kind.resolve(config, answers)

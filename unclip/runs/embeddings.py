@@ -17,6 +17,7 @@ from unclip.data.embeddings import Embeddings
 from unclip.data.mix import Mix
 from unclip.data.order import Data
 from unclip.data.reader import Reader
+from unclip.progress import Bars
 from unclip.trees import move
 from unclip.types import Text
 
@@ -27,8 +28,8 @@ ALIKE = 0.8  # cosine of a picture's embeddings when it is read at two sizes; ot
 class DataAnswers:
     """The `Answers` of a training: from the data where these bring embeddings, else by its CLIP."""
 
-    def __init__(self, data: Data, clip: CLIP | None):
-        self.data, self.clip = data, clip
+    def __init__(self, data: Data, clip: CLIP | None, bars: Bars | None = None):
+        self.data, self.clip, self.bars = data, clip, bars or Bars(False)
         self.samples = functools.cache(self._samples)
 
     @property
@@ -45,7 +46,11 @@ class DataAnswers:
     def _samples(self, n: int) -> tuple[Float[Tensor, "k d"], Text]:
         count = min(n, len(self.data))
         rows = [i * len(self.data) // count for i in range(count)]
-        pieces = [self._encode(rows[start : start + AT_ONCE]) for start in range(0, count, AT_ONCE)]
+        pieces = []
+        for start in range(0, count, AT_ONCE):
+            self.bars.show("embed", start, count)
+            pieces.append(self._encode(rows[start : start + AT_ONCE]))
+        self.bars.show("embed", count, count)
         images, texts = [image for image, _ in pieces], [text for _, text in pieces]
         strings = [string for text in texts for string in text.strings]
         tensors = [None if column[0] is None else torch.cat(list(column)) for column in zip(*(text[1:] for text in texts))]

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,8 +114,8 @@ class Log:
     A full disk stops nothing: lines wait until there is room.
     """
 
-    def __init__(self, run_dir: Path, step: int, active: bool = True):
-        self.path, self.active = run_dir / "log.jsonl", active
+    def __init__(self, run_dir: Path, step: int, active: bool = True, say: Callable[[str], object] | None = None):
+        self.path, self.active, self.tell = run_dir / "log.jsonl", active, say or partial(print, flush=True)
         if active:
             run_dir.mkdir(parents=True, exist_ok=True)
             _cut(self.path, step)
@@ -134,7 +135,7 @@ class Log:
     def say(self, text: str) -> None:
         if self.active:
             with suppress(OSError):  # the console may be a file on the same disk, or gone
-                print(text, flush=True)
+                self.tell(text)
 
     def sync(self) -> None:
         """Onto the disk, before the state that counts on these lines.  OSError: they are not there."""

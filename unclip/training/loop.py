@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unclip.checks import path_of
 from unclip.data.order import Data, indices, slice_for
+from unclip.progress import Bars
 from unclip.randomness import Noise
 from unclip.trees import move
 from unclip.types import Batch
@@ -48,12 +49,13 @@ def train(
     run_dir: str | Path,
     init: dict[str, Tensor] | None = None,
     held_out: Data | None = None,
+    bars: Bars | None = None,
 ) -> Trained:
     """Train `task.model`, and nothing else in the task; continue by itself where the run in `run_dir` stopped.
 
     `init`: weights to start a new run from.  `held_out`: data to validate the averaged weights on.  SIGTERM and SIGINT save and
     exit with 143 and 130.  ValueError: the folder holds another run, or none but broken states.  FloatingPointError: `max_skips`
-    steps in a row had a loss or gradient that is not finite.
+    steps in a row had a loss or gradient that is not finite.  `bars`: None = one over the steps, where somebody watches.
     """
     from accelerate import Accelerator
 
@@ -75,7 +77,8 @@ def train(
     if (state := _newest(run_dir, accelerator)) is not None:
         run.restore(state, run_dir)
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
-    log = Log(run_dir, run.step, active=accelerator.is_main_process)
+    bars = (bars or Bars()) if accelerator.is_main_process else Bars(False)
+    log = Log(run_dir, run.step, active=accelerator.is_main_process, say=bars.say)
     if run.step:
         log.say(f"continuing {run_dir} after step {run.step}" + (", so init is not used" if init else ""))
     if config.shard and world == 1:
@@ -107,6 +110,8 @@ def train(
         batches = stack.enter_context(Prefetch(make, run.step, config.steps, config.workers))
         watch = Watch(task, data, held_out, run, run_dir, accelerator, log, find)
         stack.callback(watch.trackers.close)
+        stack.enter_context(bars)
+        bars.show("train", run.step, config.steps, unit="step")
         for batch, noise in batches:
             batch, step = move(batch, device), run.step
             losses, loss = backward(batch, noise, step, stepper.scale)
@@ -127,6 +132,7 @@ def train(
                 ema.update(step)
             run.meter.add(step + 1, losses, norm, bad)
             run.step = step + 1
+            bars.show("train", run.step, config.steps, unit="step")
             watch.on_step_end(signals, rate)
     return Trained(run.step, _whole(run, accelerator))
 

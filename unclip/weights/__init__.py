@@ -6,7 +6,7 @@ before anything is built, and loading holds the weights once.
 
 from .folder import find_weights, in_file, in_folder
 from .pickles import Foreign, tensors_by_name, tree
-from .tensors import Lazy, header, lazily, read_tensors, sha256_of, to_bytes, write_tensors
+from .tensors import Lazy, header, lazily, read_tensors, reading, sha256_of, to_bytes, write_tensors
 
 __all__ = [
     "Foreign",
@@ -18,6 +18,7 @@ __all__ = [
     "lazily",
     "tensors_by_name",
     "read_tensors",
+    "reading",
     "sha256_of",
     "to_bytes",
     "tree",

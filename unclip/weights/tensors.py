@@ -15,7 +15,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,17 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 LONGEST_HEADER = 2**25  # bytes: a hundred thousand tensors
 See = Callable[[memoryview], object]  # is shown the bytes that are read, piece by piece
 CHUNK = 2**20  # bytes, read and hashed while they are in the cache
+READ: ContextVar[Callable[[int], object] | None] = ContextVar("READ", default=None)  # of this thread
+
+
+@contextmanager
+def reading(tell: Callable[[int], object]) -> Iterator[None]:
+    """Inside the block `tell` is told of all numbers that are read, in bytes."""
+    token = READ.set(tell)
+    try:
+        yield
+    finally:
+        READ.reset(token)
 
 
 class Lazy(NamedTuple):
@@ -185,6 +198,8 @@ def read_into(file: io.RawIOBase | io.BufferedIOBase, path: Path, into: memoryvi
                 raise EOFError(f"{len(into) - done} bytes are missing")
             if see is not None:
                 see(into[done : done + got])
+            if (tell := READ.get()) is not None:
+                tell(got)
             done += got
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}): is it whole?") from None
