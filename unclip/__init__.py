@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unclip.clip import CLIP, CLIPConfig, CLIPTask
     from unclip.clip.rerank import rerank
     from unclip.conditions import Caption, Conditions, ImageEmbedding, Known, Label
-    from unclip.convert import open_foreign
+    from unclip.convert import foreign_kind, open_foreign
     from unclip.convert.legacy import older_name, upgrade_config
     from unclip.data.open import DataConfig, SourceConfig, open_data
     from unclip.diffusion.schedule import NoiseSchedule, ScheduleConfig
@@ -105,6 +105,7 @@ PUBLIC = {
     "slerp": "unclip.editing.slerp",
     "best_of": "unclip.types",
     "open_foreign": "unclip.convert",
+    "foreign_kind": "unclip.convert",
     "older_name": "unclip.convert.legacy",
     "upgrade_config": "unclip.convert.legacy",
 }

@@ -146,9 +146,9 @@ def open_pipeline(
 
 
 def kind_of(source: str | Path, revision: str | None = None) -> str:
-    """Which kind of pipeline a shipped name, folder or hub id holds; other formats hold UnCLIPs."""
-    path = locate(source, revision) / INDEX
-    return Index.load(path).kind if path.is_file() else "UnCLIP"
+    """Which kind of pipeline a shipped name, folder or hub id holds."""
+    folder = locate(source, revision)
+    return Index.load(folder / INDEX).kind if (folder / INDEX).is_file() else str(_public().foreign_kind(folder))
 
 
 def load_component(

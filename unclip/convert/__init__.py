@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,6 +34,7 @@ class Family(NamedTuple):
     layout: str  # for people
     recognise: Callable[[Path], bool]
     open: Open
+    kind: str = "UnCLIP"  # of the pipelines in it
 
 
 FAMILIES = (
@@ -54,6 +55,11 @@ def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, va
     described = f" and model_index.json describes a {visible(read_json(index).get('_class_name'))}" if index.is_file() else ""
     known = "; ".join(family.layout for family in FAMILIES)
     raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{described}; other formats that can be read: {known}")
+
+
+def foreign_kind(folder: Path) -> str:
+    """Which kind of pipeline a folder of another format holds; "UnCLIP" where the format is not known."""
+    return next((family.kind for family in FAMILIES if family.recognise(folder)), "UnCLIP")
 
 
 def convert(
@@ -85,7 +91,8 @@ def convert(
             kinds[name] = type(component).__name__
             component.write(aside / name, kind, name)
             del component
-        index = Index(name=stored.name, components=kinds, candidates=stored.candidates, clip_identity=record)
+        settings: dict[str, Any] = {"candidates": stored.candidates, "clip_identity": record} if stored.kind == "UnCLIP" else {}
+        index = Index(kind=stored.kind, name=stored.name, components=kinds, **settings)
         (aside / INDEX).write_text(index.to_json())
         (aside / PROVENANCE).write_text(json.dumps(stored.provenance, indent=2) + "\n")
 
