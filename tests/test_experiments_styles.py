@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from experiments.emoji import ship2
 from experiments.emoji.data import drawings, motifs, packages, source, styled, words
 from experiments.emoji.data.colours import COLOURS, colours
 from experiments.emoji.data.command import PIECES, SIZE, emoji_text, main, motifs_text
@@ -24,6 +25,7 @@ from experiments.emoji.data.styled import StyledEmoji, StyledEmojiConfig
 from experiments.emoji.evaluation import lite0, tiers
 from experiments.emoji.evaluation.drawings import Drawings, first_motifs, hits, within
 from experiments.emoji.evaluation.tiers import judged
+from unclip import UnCLIP
 from unclip.cli import app
 from unclip.clip.config import Architecture, CLIPConfig, TextTower, VisionTower
 from unclip.clip.encoder import CLIP
@@ -377,6 +379,20 @@ def test_the_recipes_train_one_after_the_other(small: Path, monkeypatch: pytest.
     train("prior", "model.network.transformer.layers=1")
     train("decoder", "model.unet.depth=1")
     assert open_component("runs/emoji2.decoder").clip_identity == open_component("runs/emoji2.prior").clip_identity is not None
+
+    for stage in ship2.STAGES:
+        Path(f"runs/emoji2.{stage}").rename(f"runs/{stage}")
+    monkeypatch.setattr(ship2.PCA, "fit", lambda embeds: None)  # which is of more than 128 drawings
+    monkeypatch.setattr(
+        ship2.DiffusionPrior, "measure_variance", lambda *given: seen.append(given[2].strings)
+    )  # a thousand timesteps
+    seen: list[list[str]] = []
+    ship2.main(["runs", "mine"])
+    pipe = UnCLIP.from_pretrained("mine")
+    assert pipe.sizes == (64, 256, 1024) and len(seen[0]) == len(StyledEmoji("train", None))
+    told = pipe.provenance
+    assert told["data"]["noto"] == "@iconify-json/noto@1.2.9 (graphics Apache-2.0), 2 drawings"
+    assert told["stages"]["decoder"]["training_runs"][0]["settings"]["model.unet.depth"] == 1
 
 
 def test_the_weights_take_half_of_what_they_may() -> None:

@@ -82,28 +82,40 @@ def measure(prior: DiffusionPrior, n: int = 256) -> None:
 
 def provenance(runs: Path) -> dict[str, Any]:
     """Where the weights come from: data, code, settings, how long."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    stages = {}
+    stages: dict[str, Any] = {}
     for stage in STAGES:
-        trained = []
-        for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
-            rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
-            run: dict[str, Any] = {name: rows[-1][name] for name in TOLD if name in rows[-1]}
-            if (folder / RECORD).exists():
-                told = json.loads((folder / RECORD).read_text())
-                run["settings"] = unlike(told, json.loads(find(f"emoji.{stage}").to_json()))
-            trained.append(run)
         parent = {"started_from": PARENTS[stage]} if stage in PARENTS else {}
-        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "training_runs": trained}
+        stages[stage] = {"recipe": f"emoji.{stage}", **parent, "training_runs": training_runs(runs, stage, f"emoji.{stage}")}
     return {
         "data": f"{source.PACKAGE} (graphics CC-BY 4.0), {len(EmojiData('train', 64))} of 3,664 captioned emoji; "
         "205 held out of every training",
         "captions": "CLDR short names",
         "licence": "weights CC-BY 4.0, as the pictures they were trained on",
-        "code": {"unclip": __version__, "commit": commit.stdout.strip() or "unknown", "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **origin(),
         "stages": stages,
     }
+
+
+def origin() -> dict[str, Any]:
+    """The code and the machine."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "code": {"unclip": __version__, "commit": commit.stdout.strip() or "unknown", "torch": torch.__version__},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def training_runs(runs: Path, stage: str, recipe: str) -> list[dict[str, Any]]:
+    """How long each training run of a stage was, and in what its settings were unlike the recipe."""
+    trained = []
+    for folder in [*sorted(runs.glob(f"{stage}_[0-9]")), runs / stage]:
+        rows = [row for row in read_log(folder) if "loss" in row and "event" not in row]
+        run: dict[str, Any] = {name: rows[-1][name] for name in TOLD if name in rows[-1]}
+        if (folder / RECORD).exists():
+            told = json.loads((folder / RECORD).read_text())
+            run["settings"] = unlike(told, json.loads(find(recipe).to_json()))
+        trained.append(run)
+    return trained
 
 
 def unlike(told: dict[str, Any], recipe: dict[str, Any], above: str = "") -> dict[str, Any]:
