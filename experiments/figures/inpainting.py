@@ -4,7 +4,8 @@
 
 Held-out pictures with their captions; what is in the hole is known to the measuring alone.  Measured in the decoder's pixels:
 RMS in the hole, and the seam, the mean difference of neighbouring pixels across its border less the truth's.  The ways after the
-first are measured on the first --few pictures.  Writes inpainting.png (the first --rows pictures) and inpainting.json.
+first are measured on the first --few pictures.  Writes inpainting.png (the first --rows pictures) and inpainting.json; what was
+drawn is kept in inpainting_chunks beside them, so that a run goes on where it was cut off, and several share it by --masks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from experiments.figures import common as figures
+from experiments.figures.chunks import drawn
 from experiments.figures.common import Drawn, Numbers, Run
 from unclip.editing.inpaint import sampling
 from unclip.randomness import Noise
@@ -104,15 +106,11 @@ def draw(run: Run) -> Drawn:
     }
     numbers: Numbers = {}
     rows: list[list[Tensor]] = [[] for _ in range(min(options.rows, few))]
-    with run.progress("drawing", len(truth) + len(MASKS) * sum(count for count, _ in ways.values())) as bar:
-        anew = torch.cat(
-            [
-                run.pipe.generate(captions[i : i + AT_ONCE], seed=options.seed, first=i, size=run.small).images
-                for i in range(0, len(truth), AT_ONCE)
-            ]
-        )
+    kinds = [kind for kind in MASKS if kind in options.masks]
+    with run.progress("drawing", len(truth) + len(kinds) * sum(count for count, _ in ways.values())) as bar:
+        anew = torch.cat([generated(run, captions[i : i + AT_ONCE], i) for i in range(0, len(truth), AT_ONCE)])
         bar.update(len(truth))
-        for kind in MASKS:
+        for kind in kinds:
             hole = holes(kind, len(truth), run.small, options.seed)
             made: dict[str, Tensor] = {}
             for name, (count, changes) in ways.items():
@@ -120,7 +118,7 @@ def draw(run: Run) -> Drawn:
                 for start in range(0, count, AT_ONCE):
                     some = slice(start, min(start + AT_ONCE, count))
                     asked = {"caption": captions[some], "seed": options.seed, "first": start, "size": run.small} | changes
-                    parts.append(run.pipe.inpaint(truth[some], mask=hole[some], **asked).images)
+                    parts.append(around(run, truth[some], hole[some], asked))
                     bar.update(len(parts[-1]))
                 made[name] = torch.cat(parts)
             mean = (truth * ~hole).sum((2, 3), keepdim=True) / (~hole).sum((2, 3), keepdim=True)
@@ -133,9 +131,20 @@ def draw(run: Run) -> Drawn:
                     assert torch.equal(torch.where(hole, 0, images), torch.where(hole, 0, truth))
             for row, shown, image in zip(rows, torch.where(hole, 0.0, truth), made[DEFAULT]):
                 row.extend([shown, image])
-    labels = [[label for kind in MASKS for label in (kind, captions[i])] for i in range(len(rows))]
+    labels = [[label for kind in kinds for label in (kind, captions[i])] for i in range(len(rows))]
     page = run.sheet(rows, labels, f"{run.pipe.name}: the hole in grey, then drawn around what is kept")
     return Drawn({".png": page}, numbers, {"pictures": captions})
+
+
+def generated(run: Run, captions: list[str], first: int) -> Tensor:
+    options = {"captions": captions, "seed": run.options.seed, "first": first, "size": run.small}
+    return drawn(run, options, torch.zeros(0), lambda: run.pipe.generate(**options).images)
+
+
+def around(run: Run, truth: Tensor, hole: Tensor, options: dict[str, Any]) -> Tensor:
+    """Pictures with the hole drawn anew, or as an earlier run drew them."""
+    given = torch.where(hole, 0.0, truth)  # what is in the hole has no influence
+    return drawn(run, options, given, lambda: run.pipe.inpaint(truth, mask=hole, **options).images)
 
 
 def measure(numbers: Numbers, name: str, images: Tensor, truth: Tensor, hole: Tensor) -> None:
@@ -149,6 +158,7 @@ def measure(numbers: Numbers, name: str, images: Tensor, truth: Tensor, hole: Te
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = figures.parser(__doc__, n=100)
     parser.add_argument("--few", type=int, default=25, help="pictures for the other ways of sampling (default: 25)")
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), metavar="KIND", help=f"of {', '.join(MASKS)}")
     parser.add_argument("--rows", type=int, default=5, help="pictures in the sheet (default: 5)")
     figures.main("inpainting", parser, draw, arguments)
 
