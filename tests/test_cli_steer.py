@@ -16,7 +16,9 @@ from unclip.cli import common, generate, steer
 from unclip.editing.inpaint import sampling
 from unclip.images import metadata
 from unclip.pipelines.cascade import Cascade
+from unclip.pipelines.preview import Preview
 from unclip.pipelines.unclip import UnCLIP
+from unclip.types import Step
 
 CAPTION = tiny.CAPTIONS[0]
 
@@ -155,3 +157,32 @@ def test_mix(pipe: UnCLIP) -> None:
 def test_mix_needs_embeddings(glide: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(steer, "load_any", lambda *a, **k: glide)
     assert "is a Cascade, which has no CLIP embeddings to mix" in fails("mix", "a cat", "a dog", "-o", "z.png")
+
+
+def test_ctrl_c_in_the_middle_ends_quietly_and_leaves_the_preview_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Step] = []
+
+    def interrupted(self: Preview, step: Step) -> None:
+        told.append(step)
+        if step.stage == "upsampler_64":
+            raise KeyboardInterrupt
+        watch(self, step)
+
+    watch = Preview.__call__
+    monkeypatch.setattr(Preview, "__call__", interrupted)
+    before = sorted(here.iterdir())
+    for ask in (("generate", CAPTION), ("img2img", "x.png", "--caption", CAPTION)):
+        done = call(*ask, "-o", "out", "--size", 64, "--preview", "preview.png")
+        assert done.exit_code == 130 and done.stdout == "" and "Traceback" not in done.output
+        assert [path for path in sorted(here.iterdir()) if path not in before] == [here / "preview.png"]
+        (here / "preview.png").unlink()
+    assert {step.stage for step in told} == {"prior", "decoder", "upsampler_64"}
+
+
+def test_a_preview_is_written_beside_the_pictures() -> None:
+    run("generate", CAPTION, "-o", "y.png", "--size", 64, "--preview", "preview.png")
+    run("generate", CAPTION, "-o", "z.png", "--size", 64)
+    assert pixels("y.png") == pixels("z.png")
+    with Image.open("preview.png") as shown:
+        assert shown.size == (256, 256)
+    assert "preview.png" in fails("generate", CAPTION, "-o", "v.png", "--preview", "preview.png")

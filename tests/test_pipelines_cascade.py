@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,27 @@ def test_negative_leads_away_and_a_blank_one_is_the_null(pipe: UnCLIP, glide: Ca
     two = {"captions": tiny.CAPTIONS[:2], **guided}  # a blank one among others is the null of its caption alone
     some = pipe.generate(**two, negative=["", tiny.CAPTIONS[2]]).latent.image_embed - pipe.generate(**two).latent.image_embed
     assert some[0].abs().max() < 1e-5 and some[1].abs().max() > 1e-3
+
+
+def test_negative_leads_upsamplers_too_that_read_captions(glide: Cascade, pipe: UnCLIP) -> None:
+    asked = {"captions": "a cat", "seed": 1, "decoder": glide.decoder.sampling.replace(guidance=1.0)}
+    plain = glide.generate(**asked)
+    with pytest.warns(UserWarning, match="negative changes nothing in the decoder: its guidance is 1"):
+        away = glide.generate(**asked, negative="a dog")
+    assert torch.equal(away.stages[16], plain.stages[16]) and (away.images - plain.images).abs().max() > 0.01
+    unguided = [glide.upsamplers[0].sampling.replace(guidance=1.0)]
+    with pytest.warns(UserWarning) as warned:
+        same = glide.generate(**asked, negative="a dog", upsamplers=unguided)
+    assert [str(one.message).split(":")[0] for one in warned] == [
+        "negative changes nothing in the decoder",
+        "negative changes nothing in the upsampler_64",
+    ]
+    assert torch.equal(same.images, glide.generate(**asked, upsamplers=unguided).images)
+    with warnings.catch_warnings():  # a stage that is not drawn is not warned of, nor one that reads no captions
+        warnings.simplefilter("error")
+        glide.generate("a cat", negative="a dog", size=16, upsamplers=unguided)
+        prior = pipe.prior.sampling.replace(guidance=2.0)
+        pipe.generate(tiny.CAPTIONS[0], negative=tiny.CAPTIONS[1], prior=prior)
 
 
 # Callbacks

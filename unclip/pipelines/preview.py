@@ -20,8 +20,9 @@ SHARE = 0.01  # of the time, at most
 class Preview:
     """A callback that rewrites a PNG with the clean pictures as they are predicted, every few steps; changes no bit of them.
 
-    every: steps between two, or more where writing would take more than a hundredth of the time.  side: pixels of a picture
-    alone; of several, at most `most`, each has half of it.  The file is replaced as a whole, and stays when the run is cancelled.
+    every: steps between two, and the last of a stage; more where writing would take over a hundredth of the time.  side: pixels
+    of a picture alone; of several, at most `most`, each has half of it.  The file is replaced as a whole; it stays when the run
+    is cancelled.
     """
 
     def __init__(self, path: str | Path, every: int = 3, side: int = 256, most: int = 16):
@@ -33,7 +34,8 @@ class Preview:
 
     def __call__(self, step: Step) -> None:
         began = time.perf_counter()
-        if step.x0.ndim != 4 or step.step % self.every or began < self.ready:
+        due = step.step % self.every == 0 or step.step == step.steps
+        if step.x0.ndim != 4 or not due or began < self.ready:
             return
         images = (step._replace(x0=step.x0[: self.most])).images()
         assert images is not None
