@@ -22,7 +22,7 @@ def table(stages: tuple[str, ...], cards: int, card: str, utilisation: float) ->
     for stage in stages:
         made = plan_of(find(f"paper.{stage}"), cards, card, utilisation)
         memory = [f"{x.total / 1e9:.1f}" for x in (made.ddp, made.fsdp)]
-        parameters = f"{made.components[''] / 1e6:,.0f}M"
+        parameters = f"{made.parameters[''] / 1e6:,.0f}M"
         work = [f"{made.step_flops:.2e}", f"{made.run_flops:.2e}", f"{made.days:.1f}"]
         lines.append("| " + " | ".join([stage, parameters, f"{made.batch:,}", *memory, *work]) + " |")
         print(f"{stage} done", file=sys.stderr, flush=True)

@@ -10,9 +10,10 @@ from unclip.clip.preprocess import fit_square
 from unclip.config import Config
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
+from unclip.training.conditions import conditions_of, random_keep, read_fields, read_widths
 from unclip.training.evaluation import losses, mean_losses, partner_texts, partners
 from unclip.training.task import Answers, Task, Widths, complete_null, name_classes, require
-from unclip.types import Batch, Cond, ImageTextEncoder, Losses, Text
+from unclip.types import Batch, Cond, ImageTextEncoder, Losses
 
 from .config import DecoderConfig
 from .decoder import Decoder
@@ -24,7 +25,7 @@ class DecoderTask(Task):
     """Batches hold `images` and what the decoder takes: `labels`, `image_embed` and `text`, which a frozen `clip` may make.
 
     A decoder with a tokenizer of its own reads `captions`.  Pictures may be larger than the decoder's: CLIP sees them as they
-    come, the decoder at its own size.
+    come, the decoder at its own size.  One that takes known pixels learns to fill holes drawn at random.
     """
 
     def __init__(self, model: Decoder, clip: ImageTextEncoder | None = None):
@@ -36,7 +37,7 @@ class DecoderTask(Task):
         require(batch, ["images"], "DecoderTask")
         assert batch.images is not None
         images = fit_square(batch.images, self.model.image_size)
-        return self.model.loss(images, self._cond(batch), noise=noise)
+        return self.model.loss(images, self._cond(batch, images, noise), noise=noise)
 
     def validate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Losses, and at one noisy timestep what another sample's conditions change in the predicted picture.
@@ -46,7 +47,8 @@ class DecoderTask(Task):
         """
         require(batch, ["images"], "DecoderTask")
         assert batch.images is not None
-        images, cond = fit_square(batch.images, self.model.image_size), self._cond(batch)
+        images = fit_square(batch.images, self.model.image_size)
+        cond = self._cond(batch, images, noise)
         schedule, b = self.model.schedule, len(images)
         t = torch.full((b,), 1 + int((schedule.snr(torch.arange(1, schedule.T + 1)) > NOISY).sum())).clamp(max=schedule.T)
         alpha, sigma = schedule.at(t, images)
@@ -74,26 +76,21 @@ class DecoderTask(Task):
         return mean_losses(rows, self.model.schedule.T) | others
 
     def sample_images(self, batch: Batch, noise: Noise) -> Float[Tensor, "n 3 h w"]:
-        """Pictures for the batch's own embeddings."""
-        return self.model.sample(self._cond(batch), noise=noise)
+        """Pictures for the batch's own conditions."""
+        require(batch, ["images"], "DecoderTask")
+        assert batch.images is not None
+        images = fit_square(batch.images, self.model.image_size)
+        return self.model.sample(self._cond(batch, images, noise), noise=noise)
 
     @classmethod
     def reads(cls, config: Config) -> tuple[str, ...]:
         assert isinstance(config, DecoderConfig)
-        text = config.conditions.text
-        fields = {"image_embed": "image_embed", "text": "text", "label": "labels"}
-        if text is not None and text.tokenizer != "given":
-            fields["text"] = "captions"
-        return ("images", *(fields[name] for name in config.conditions.takes if name in fields))
+        return ("images", *read_fields(config.conditions))
 
     @classmethod
     def widths(cls, config: Config) -> Widths | None:
         assert isinstance(config, DecoderConfig)
-        image, text = config.conditions.image_embed, config.conditions.text
-        if text is None:
-            return None if image is None else Widths(image.embed_dim)
-        embed = text.embed_dim if image is None else image.embed_dim
-        return Widths(embed or 1, text.context, text.states_width or 1, cut=True)
+        return read_widths(config.conditions)
 
     @classmethod
     def resolve(cls, config: Config, answers: Answers) -> Config:
@@ -110,28 +107,12 @@ class DecoderTask(Task):
         """The null, where it is CLIP's empty caption."""
         return complete_null(self.model, answers)
 
-    def _cond(self, batch: Batch) -> Cond:
-        takes, caption = self.model.takes, self.model.config.conditions.text
-        cond = Cond(batch.image_embed, batch.text, batch.labels)
-        if caption is not None and caption.tokenizer != "given" and cond.text is None:
-            require(batch, ["captions"], "DecoderTask")
-            cond = cond._replace(text=Text.of(batch.captions or []))
-        taught = [name for name in ("image_embed", "text") if name in takes]
-        lacks = [name for name in taught if getattr(cond, name) is None]
+    def _cond(self, batch: Batch, images: Tensor, noise: Noise) -> Cond:
         (clip,) = self._clip
-        if lacks and clip is None:
-            require(batch, taught, "DecoderTask without a CLIP")
-        elif lacks and clip is not None:
-            require(batch, [{"image_embed": "images", "text": "captions"}[name] for name in taught], "DecoderTask")
-            assert batch.images is not None
-            with torch.no_grad():
-                if "image_embed" in lacks:
-                    cond = cond._replace(image_embed=clip.encode_image(batch.images))
-                if "text" in lacks:
-                    cond = cond._replace(text=clip.encode_text(batch.captions or []))
-        if "label" in takes:
-            require(batch, ["labels"], "DecoderTask")
-        return Cond(**{name: getattr(cond, name) for name in takes})
+        cond = conditions_of(batch, self.model.config.conditions, clip, "DecoderTask")
+        if "known" not in self.model.takes:
+            return cond
+        return cond._replace(known=(images, random_keep(noise.at("known"), *images.shape[-2:]).to(images.device)))
 
 
 def _rms(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

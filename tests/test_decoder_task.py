@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_decoder import EMBED, STATES, build, conds, pictures
+from tiny_decoder import EMBED, STATES, build, conditions, conds, pictures
 from torch import Tensor, nn
 
 from decoder import DecoderTask
+from unclip.conditions import Known
 from unclip.randomness import Noise
 from unclip.types import Batch, Text
 
@@ -86,3 +87,16 @@ def test_a_batch_that_lacks_something_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             task(batch, NOISE)
+
+
+def test_known_pixels_are_the_pictures_own_outside_holes_drawn_at_random(monkeypatch):
+    model, seen = build(conditions=conditions().replace(known=Known())), []
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda images, cond, *, noise: (seen.append(cond), loss(images, cond, noise=noise))[1])
+    images = pictures(3)
+    batch = Batch(keys=["a", "b", "c"], images=images, image_embed=torch.ones(3, EMBED))
+    DecoderTask(model)(batch, NOISE)
+    known, keep = seen[0].known
+    assert torch.equal(known, images) and keep.shape == (3, 1, 8, 8) and keep.any() and not keep.all()
+    assert DecoderTask(model).sample_images(batch, NOISE).shape == images.shape
+    assert {"error", "change_image"} <= DecoderTask(model).validate(batch, NOISE).keys()

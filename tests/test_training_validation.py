@@ -123,7 +123,7 @@ def test_the_numbers_of_a_decoder() -> None:
     numbers = task.summarize(rows)
     quarters = [numbers[f"loss_q{q}"] for q in range(1, 5)]
     assert any(math.isfinite(value) for value in quarters)
-    plain = task.model.loss(batch.images, task._cond(batch), noise=noise.at("loss/0"))
+    plain = task.model.loss(batch.images, task._cond(batch, batch.images, noise), noise=noise.at("loss/0"))
     assert torch.equal(rows["loss"][:, 0], plain.total), "the loss is the one that is trained"
     # A decoder that does not see the embedding, and one that does not read the caption.
     deaf = DecoderTask(decoder())
@@ -151,7 +151,7 @@ def test_the_numbers_of_an_upsampler() -> None:
     answers = {"true": high, "bicubic": resize(low, tuple(high.shape[-2:])), "grey": torch.zeros_like(high)}
     numbers = {}
     for name, answer in answers.items():
-        task.model.sample = lambda low_res, noise, answer=answer: answer
+        task.model.sample = lambda low_res, cond, noise, answer=answer: answer
         numbers[name] = task.summarize(task.validate(batch, noise))
     assert numbers["true"]["psnr"] > 50 and numbers["true"]["sharpness"] == pytest.approx(1, abs=0.01)
     assert numbers["bicubic"]["psnr"] == numbers["bicubic"]["psnr/bicubic"]

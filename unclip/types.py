@@ -78,6 +78,12 @@ class Cond(NamedTuple):
     label: Int[Tensor, " b"] | None = None
     known: tuple[Float[Tensor, "b 3 h w"], Bool[Tensor, "b 1 h w"]] | None = None  # (images, keep), keep True = pixel is kept
 
+    def rows(self, rows: slice) -> Cond:
+        """Those of some of the pictures."""
+        known = None if self.known is None else (self.known[0][rows], self.known[1][rows])
+        embed, label = (None if x is None else x[rows] for x in (self.image_embed, self.label))
+        return Cond(embed, None if self.text is None else self.text.rows(rows), label, known)
+
 
 def check_text(text: Any) -> Text:
     """Captions as encoders give them; ValueError for anything else."""

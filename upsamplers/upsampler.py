@@ -16,7 +16,7 @@ from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import spaced
 from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
-from unclip.types import Cond, Losses, Wrap
+from unclip.types import Cond, Losses, Text, Wrap
 
 from .config import UpsamplerConfig
 from .network import Encoded, UpsamplerNetwork
@@ -40,7 +40,11 @@ class Upsampler(Component[UpsamplerConfig]):
 
     def loss(self, images: Float[Tensor, "b 3 H W"], cond: Cond | None = None, *, noise: Noise) -> Losses:
         """Degrade whole pictures ([-1, 1]), crop, and denoise the crops; one loss per crop, picture by picture."""
-        cond = cond or Cond()
+        low, high, cond = self.pairs(images, cond or Cond(), noise)
+        return self.loss_pairs(low, high, cond, noise=noise.repeat(self.config.crops_per_image))
+
+    def pairs(self, images: Float[Tensor, "b 3 H W"], cond: Cond, noise: Noise) -> tuple[Tensor, Tensor, Cond]:
+        """What `loss` gives to `loss_pairs`: crops (low, high), n of each picture, on the CPU, and their conditions."""
         self.network.conditions.check(cond, len(images))
         if cond.known is not None:
             raise ValueError("of known pixels the crops' own are needed: prepare pairs with config.make_pairs, then loss_pairs")
@@ -49,8 +53,7 @@ class Upsampler(Component[UpsamplerConfig]):
         low, high = (torch.cat(crops) for crops in zip(*rows))
         n = self.config.crops_per_image
         label = None if cond.label is None else cond.label.repeat_interleave(n)
-        cond = cond._replace(text=cond.text and cond.text.repeat(n), label=label)
-        return self.loss_pairs(low, high, cond, noise=noise.repeat(n))
+        return low, high, cond._replace(text=cond.text and cond.text.repeat(n), label=label)
 
     def loss_pairs(
         self, low: Float[Tensor, "b 3 h w"], high: Float[Tensor, "b 3 H W"], cond: Cond | None = None, *, noise: Noise
@@ -114,6 +117,17 @@ class Upsampler(Component[UpsamplerConfig]):
         sampling = sampling or self.config.sampling
         self.config.allow(sampling)
         return sampling.replace(steps=spaced(self.schedule.T, sampling.steps))
+
+    def set_null(self, text: Text) -> None:
+        """Store `clip.encode_text([""])` as what no caption is (conditions.text.null "empty")."""
+        if self.network.conditions.text is None:
+            raise ValueError("this upsampler reads no captions, so it has no empty one")
+        self.network.conditions.text.reader.set_null(text)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes; () without labels, or where they have no names."""
+        return () if self.config.conditions.label is None else self.config.conditions.label.names
 
     def _encode(self, low: Tensor, cond: Cond | None, drops: Drops | None = None) -> Encoded:
         return self.network.encode(low, tokenized(cond or Cond(), self.config.conditions.text), drops)

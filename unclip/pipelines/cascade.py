@@ -28,7 +28,6 @@ from .stage import (
     Progress,
     captions_of,
     chunks,
-    cond_rows,
     labels_of,
     move_parts,
     names_of,
@@ -195,7 +194,7 @@ class Cascade(FormerNames, ImageEdits):
         t, images = sampling.steps[0], []
         for rows in self.chunks(len(drawing), size):
             known = steering.known(size, rows)
-            cond, away = cond_rows(drawing.cond, rows)._replace(known=known), steering.away(takes, rows)
+            cond, away = drawing.cond.rows(rows)._replace(known=known), steering.away(takes, rows)
             # A guide may know conditions that the decoder does not take.
             steered = steering.around(self.decoder, known, self.device) + steering.guided(move(cond, self.device))
             options = {"noise": drawing.noise.at("decoder")[rows], "x_t": drawing.x_t[rows].to(self.device), "t": t}
@@ -220,7 +219,7 @@ class Cascade(FormerNames, ImageEdits):
             stage, takes, chunks = f"upsampler_{high}", takes_of(upsampler), []
             for rows in self.chunks(len(small), high):
                 known = steering.known(high, rows)
-                cond, away = self.offer(cond_rows(drawing.cond, rows)._replace(known=known), takes), steering.away(takes, rows)
+                cond, away = self.offer(drawing.cond.rows(rows)._replace(known=known), takes), steering.away(takes, rows)
                 inputs = [images[low][rows].to(self.device), *([] if all(x is None for x in cond) else [cond])]
                 options = {"noise": drawing.noise.at(stage)[rows], "sampling": sampling}
                 progress = Progress(callback, stage, passes(upsampler, sampling), rows, len(small))

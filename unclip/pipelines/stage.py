@@ -17,7 +17,7 @@ from unclip.deprecation import warn
 from unclip.diffusion.guidance import reporting
 from unclip.diffusion.schedule import resampled
 from unclip.sampling import Sampling
-from unclip.types import Callback, Cond, Denoise, Labelled, Step, Wrap
+from unclip.types import Callback, Denoise, Labelled, Step, Wrap
 
 from .steering import check_way_in
 
@@ -88,13 +88,6 @@ def passes(stage: Any, sampling: Any, t: int | None = None) -> int:
     visited = resolved.steps if t is None else (t, *(s for s in resolved.steps if s < t))
     visited = visited if resolved.repaint is None else resampled(visited, *resolved.repaint)
     return sum(s < t for t, s in pairwise(visited))
-
-
-def cond_rows(cond: Cond, rows: slice) -> Cond:
-    """Some of the pictures' conditions."""
-    known = None if cond.known is None else (cond.known[0][rows], cond.known[1][rows])
-    embed, label = (None if x is None else x[rows] for x in (cond.image_embed, cond.label))
-    return Cond(embed, None if cond.text is None else cond.text.rows(rows), label, known)
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

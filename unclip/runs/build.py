@@ -16,14 +16,13 @@ from unclip.contracts import accepts
 from unclip.data.order import Data
 from unclip.data.spec import DataSpec
 from unclip.progress import Bars
+from unclip.training.conditions import MADE_OF
 from unclip.training.task import Answers, Task, Widths
 
 from .components import load_clip, open_component
 from .embeddings import DataAnswers, check_embeddings
 from .names import component_class, task_class
 from .training import Training
-
-MADE_OF = {"image_embed": "images", "text": "captions"}  # by a CLIP
 
 
 class Built(NamedTuple):

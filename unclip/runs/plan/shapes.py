@@ -25,7 +25,7 @@ class Shapes(NamedTuple):
 
     def batch(self, rows: int) -> Batch:
         noise, captions = Noise.of(0, range(rows)), [" ".join(["a"] * self.words)] * rows
-        batch = Batch([f"{i}" for i in range(rows)], captions=captions)
+        batch = Batch([f"{i}" for i in range(rows)], captions=captions, labels=torch.zeros(rows, dtype=torch.int64))
         if self.size is not None:
             images = noise.at("images").normal((3, self.size, self.size)).clamp(-1, 1)
             batch = batch._replace(images=images)
