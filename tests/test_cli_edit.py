@@ -209,7 +209,6 @@ def test_help_lists_the_options() -> None:
 # Progress
 
 
-
 ENLARGE = ("upsampler_64", 3)
 
 
@@ -240,9 +239,7 @@ def bar(stage: str, steps: int, chunks: int = 1) -> list[Any]:
         ("invert x.png", [("invert", 8)]),
     ],
 )
-def test_bars_count_what_is_run(
-    words: str, expected: list, pipe: UnCLIP, bars: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, bars: list, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.invert("x.png").save("x.safetensors")
     monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))

@@ -26,7 +26,7 @@ from .config import Config, visible
 from .deprecation import renamed_attributes
 from .files import read_json, write_files, write_folder
 from .hub import CONFIG, INDEX, locate
-from .index import COMPONENT_FILES, PRIORS, Index
+from .index import COMPONENT_FILES, PRIORS, Index, Kind
 
 __getattr__ = renamed_attributes(__name__, {"Part": "Component", "load_part": "load_component"})
 
@@ -106,11 +106,11 @@ class Stored(NamedTuple):
 
     folder: Path
     name: str
-    components: dict[str, Callable[[], Component[Any]]]  # clip, prior, perhaps ar_prior, decoder, upsampler_<size> ascending
+    components: dict[str, Callable[[], Component[Any]]]  # clip, prior, ar_prior, decoder, guide, upsampler_<size> ascending
     candidates: int
     provenance: dict[str, Any]
     clip_identity: dict[str, Any] | None  # None: not recorded, the CLIP of these components is taken at its word
-    kind: str = "UnCLIP"
+    kind: Kind = "UnCLIP"
 
 
 def open_pipeline(
@@ -134,10 +134,11 @@ def open_pipeline(
     index, known = Index.load(folder / INDEX), dict(classes or {})
     names = [name for name in ("clip", *PRIORS, "decoder", "guide") if name in index.components] + index.upsamplers
     kinds = {name: known.get(index.components[name], index.components[name]) for name in names}
+    types = {name: None if name == "guide" else dtype for name in names}  # gradients in half precision would be noise
     return Stored(
         folder=folder,
         name=index.name,
-        components={name: partial(load_component, folder / name, kind, dtype, variant, name) for name, kind in kinds.items()},
+        components={n: partial(load_component, folder / n, kind, types[n], variant, n) for n, kind in kinds.items()},
         candidates=index.candidates,
         provenance=read_provenance(folder / PROVENANCE),
         clip_identity=dict(index.clip_identity),

@@ -10,6 +10,7 @@ import msgspec
 
 from .config import Config, visible
 
+Kind = Literal["UnCLIP", "Cascade"]
 PRIORS = ("prior", "ar_prior")  # beside the prior there may be an autoregressive one, to be asked for
 # Of pipelines: the components that each kind must have, and all but upsamplers that it may have.
 KINDS = {"UnCLIP": (("clip", "decoder"), ("clip", *PRIORS, "decoder")), "Cascade": (("decoder",), ("decoder", "guide"))}
@@ -31,7 +32,7 @@ _UPSAMPLER = re.compile(r"upsampler_[1-9]\d{0,9}")
 class Index(Config, frozen=True, kw_only=True, rename={"components": "parts"}):
     """What a pipeline's folder holds: `components`, "parts" in the file, maps the name of a subfolder to the class in it."""
 
-    kind: Literal["UnCLIP", "Cascade"] = "UnCLIP"
+    kind: Kind = "UnCLIP"
     name: str
     components: dict[str, str]
     candidates: Annotated[int, msgspec.Meta(le=1_000)] = 1  # drawn per picture

@@ -79,7 +79,7 @@ def convert(
     stored = open_pipeline(source, variant=variant, revision=revision)
     if stored.clip_identity is not None:
         raise ValueError(
-            f"{source} has this package's format already; UnCLIP.from_pretrained reads it and save_pretrained stores it"
+            f"{source} has this package's format already; unclip.from_pretrained reads it and save_pretrained stores it"
         )
 
     def write(aside: Path) -> None:
@@ -89,7 +89,7 @@ def convert(
             if isinstance(component, CLIP):
                 record = identity(component)
             kinds[name] = type(component).__name__
-            component.write(aside / name, kind, name)
+            component.write(aside / name, None if name == "guide" else kind, name)  # whose gradients need all their digits
             del component
         settings: dict[str, Any] = {"candidates": stored.candidates, "clip_identity": record} if stored.kind == "UnCLIP" else {}
         index = Index(kind=stored.kind, name=stored.name, components=kinds, **settings)

@@ -26,8 +26,7 @@ from unclip.types import Text
 from upsamplers import CorruptionConfig, UpsamplerConfig
 
 from .recipe import Loaders, Recipe
-from .table import Row, channels_first, flat, row, under
-from .unet import Layout, time_table, unet_table
+from .table import Row, channels_first, flat, row
 
 UPSAMPLING = Sampling(sampler="ddpm", steps=7, variance="small", threshold="static")  # its last network was trained for 7
 CONDITIONED = "network.conditions."
@@ -105,13 +104,6 @@ def conditions(names: Mapping[str, str], tokens: int) -> dict[str, Row]:
     table = {f"{CONDITIONED}{ours}.*": row(f"{theirs}.*") for ours, theirs in names.items()}
     table[f"{CONDITIONED}image_embed.to_tokens.*"] = row(f"{names['image_embed.to_tokens']}.*", how=channels_first(tokens))
     return table
-
-
-def denoising(
-    unet: UNetConfig, layout: Layout, theirs: str, time: str = "network.time.", net: str = "network.unet."
-) -> dict[str, Row]:
-    """A UNet with its timestep embedding, under a prefix of theirs."""
-    return {**under(time, time_table(layout), theirs), **under(net, unet_table(unet, layout), theirs)}
 
 
 def check_statistics(prior: DiffusionPrior, where: str) -> None:

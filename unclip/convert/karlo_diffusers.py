@@ -26,9 +26,10 @@ from unclip.weights import Lazy, in_folder
 from upsamplers import Upsampler
 
 from . import clip as clips
-from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
+from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, prior_config, statistics, upsampler_config
 from .recipe import Recipe, number, require
 from .table import Row, flat, row, rows_of
+from .unet import denoising
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 OTHER_HALF = {

@@ -16,10 +16,10 @@ from unclip.weights import Lazy, tensors_by_name, tree
 from upsamplers import Upsampler
 
 from . import clip as clips
-from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, denoising, prior_config, statistics, upsampler_config
+from .karlo import NULL_IMAGE, assemble, conditions, decoder_config, prior_config, statistics, upsampler_config
 from .recipe import Recipe
 from .table import flat, heads_last, row, rows_of, under
-from .unet import adm_config
+from .unet import adm_config, denoising
 
 FILES = {  # as they are published; downloads may have mangled what stands between
     "clip": "ViT-L-14.pt",

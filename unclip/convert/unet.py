@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 from unclip.nn.unet import UNetConfig
 from unclip.weights import Lazy
 
-from .table import Row, as_convolution, heads_last, row
+from .table import Row, as_convolution, heads_last, row, same, under
 
-Layout = Literal["diffusers", "adm"]
+# Rows of attention in ADM: q, k and v of one head after the other, or ("new order") all of q, then all of k and v.
+Layout = Literal["diffusers", "adm", "adm_new_order"]
 
 ENDS = {  # ours: diffusers, adm
     "input": ("conv_in", "input_blocks.0.0"),
@@ -73,8 +74,7 @@ def unet_table(config: UNetConfig, layout: Layout) -> dict[str, Row]:
     for place in places(config):
         for ours, theirs in RESIDUAL.items():
             table[f"{place.ours}.{ours}.*"] = row(f"{place.residual[at]}.{theirs[at]}.*")
-        attention = _diffusers_attention if layout == "diffusers" else _adm_attention
-        for ours, r in attention(place.attention[at], config).items():
+        for ours, r in ATTENTION[layout](place.attention[at], config).items():
             table[f"{place.ours}.attention.{ours}.*"] = r
     return table
 
@@ -82,6 +82,13 @@ def unet_table(config: UNetConfig, layout: Layout) -> dict[str, Row]:
 def time_table(layout: Layout) -> dict[str, Row]:
     """Our TimestepEmbedding's tensors."""
     return {f"{ours}.*": row(f"{theirs[0 if layout == 'diffusers' else 1]}.*") for ours, theirs in TIME.items()}
+
+
+def denoising(
+    unet: UNetConfig, layout: Layout, theirs: str, time: str = "network.time.", net: str = "network.unet."
+) -> dict[str, Row]:
+    """A UNet with its timestep embedding, under a prefix of theirs.  Its encoder half alone has a part of these tensors."""
+    return {**under(time, time_table(layout), theirs), **under(net, unet_table(unet, layout), theirs)}
 
 
 def _diffusers_attention(theirs: str, config: UNetConfig) -> dict[str, Row]:
@@ -104,6 +111,14 @@ def _adm_attention(theirs: str, config: UNetConfig) -> dict[str, Row]:
     }
 
 
+def _new_order_attention(theirs: str, config: UNetConfig) -> dict[str, Row]:
+    """1-d convolutions, whose rows hold q of all heads, then k, then v, as ours do."""
+    return {**_adm_attention(theirs, config), "qkv": row(f"{theirs}.qkv.*", how=as_convolution(same))}
+
+
+ATTENTION = {"diffusers": _diffusers_attention, "adm": _adm_attention, "adm_new_order": _new_order_attention}
+
+
 class ADM(NamedTuple):
     """What the tensors of a UNet in the original layout tell."""
 
@@ -113,41 +128,61 @@ class ADM(NamedTuple):
     context_width: int | None
 
 
-def adm_config(shapes: Mapping[str, Lazy], prefix: str, where: str, head_channels: int = 64) -> ADM:
-    """The UNet that is stored in the original layout, from its tensors.  head_channels is told by none of them."""
+def adm_config(
+    shapes: Mapping[str, Lazy],
+    prefix: str,
+    where: str,
+    head_channels: int = 64,
+    heads: int | None = None,
+    depth: int | None = None,
+) -> ADM:
+    """The UNet that is stored in the original layout, from its tensors.  None of them tells how many heads there are.
+
+    depth: of an encoder half, whose tensors do not tell it; None = a whole UNet.
+    """
 
     def shape(name: str) -> tuple[int, ...]:
         if prefix + name not in shapes:
             raise ValueError(f"{where} has no tensor {prefix + name}: is it the file that it should be?")
         return shapes[prefix + name].shape
 
-    count = 1
+    count, outputs = 1, 0
     while f"{prefix}input_blocks.{count}.0.out_layers.3.weight" in shapes:
         count += 1
-    # The last output block of a level but the lowest holds an upsampling one behind its own residual block and attention.
-    outputs = 0
     while f"{prefix}output_blocks.{outputs}.0.in_layers.0.weight" in shapes:
         outputs += 1
-    ups = [n for n in range(outputs) if any(f"{prefix}output_blocks.{n}.{i}.in_layers.0.weight" in shapes for i in (1, 2))]
-    levels, depth = len(ups) + 1, ups[0] if ups else outputs - 1
+    whole = depth is None
+    if depth is None:
+        # The last output block of a level but the lowest holds an upsampling one behind its own residual block and attention.
+        ups = [n for n in range(outputs) if any(f"{prefix}output_blocks.{n}.{i}.in_layers.0.weight" in shapes for i in (1, 2))]
+        levels, depth = len(ups) + 1, ups[0] if ups else outputs - 1
+    else:
+        levels = count // (depth + 1)
     channels = shape("input_blocks.0.0.weight")[0]
-    widths = [shape(f"input_blocks.{1 + level * (depth + 1)}.0.out_layers.3.weight")[0] for level in range(levels)]
-    if depth < 1 or count != levels * (depth + 1) or outputs != count or any(width % channels for width in widths):
+    fits = depth >= 1 and count == levels * (depth + 1) and outputs == (count if whole else 0)
+    starts = [1 + level * (depth + 1) for level in range(levels if fits else 0)]
+    widths = [shape(f"input_blocks.{start}.0.out_layers.3.weight")[0] for start in starts]
+    if not fits or any(width % channels for width in widths):
+        kind = "UNet" if whole else f"encoder half of a UNet with {depth} blocks per level"
         raise ValueError(
             f"{where}: {count} {prefix}input_blocks and {outputs} output_blocks, {levels} levels of widths {widths} over "
-            f"{channels} channels are no UNet that is known"
+            f"{channels} channels are no {kind} that is known"
         )
     attends = [n for n in range(1, count) if f"{prefix}input_blocks.{n}.1.qkv.weight" in shapes]
     context = None
     if attends and f"{prefix}input_blocks.{attends[0]}.1.encoder_kv.weight" in shapes:
         context = shape(f"input_blocks.{attends[0]}.1.encoder_kv.weight")[1]
     modulation = shape("input_blocks.1.0.emb_layers.1.weight")[0] // widths[0]
+    emb, sinusoid = shape("time_embed.0.weight")
     config = UNetConfig(
         channels=channels,
         depth=depth,
         multiple=tuple(width // channels for width in widths),
         attention=tuple(sorted({(n - 1) // (depth + 1) for n in attends})),
         head_channels=head_channels,
+        heads=heads,
+        embed_channels=None if emb == 4 * channels else emb,
+        time_channels=None if sinusoid == channels else sinusoid,
         modulation="scale_shift" if modulation == 2 else "add",
     )
-    return ADM(config, shape("input_blocks.0.0.weight")[1], shape("out.2.weight")[0], context)
+    return ADM(config, shape("input_blocks.0.0.weight")[1], shape("out.2.weight")[0] if whole else 0, context)
