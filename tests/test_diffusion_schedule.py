@@ -71,6 +71,10 @@ def test_published_step_lists():
     sections = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399, 400, 500, 599]
     assert from_zero("10,10,3,2,2") == [*sections, 600, 799, 800, 999]
     assert from_zero("fast27") == [*sections, 600, 799, 800, 997]
+    assert from_zero("ddim25") == list(range(0, 1000, 40)) and from_zero("ddim1000") == list(range(1000))
+    assert from_zero("ddim48") == list(range(0, 1000, 21))  # the first whole stride that takes so many
+    with pytest.raises(ValueError, match="no whole stride takes 999 steps out of 1000: give the number alone, 999"):
+        spaced(1000, "ddim999")
 
 
 def test_seven_and_fifty_agree_with_diffusers():

@@ -10,13 +10,14 @@ from .config import AtMost100, Config, Steps
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
 VarianceName = Literal["small", "large", "learned", "analytic"]
 FAST27 = "fast27"  # GLIDE's 27 steps
+DDIM = "ddim"  # with a number, as "ddim25": so many steps of one whole stride (ADM)
 
 
 class Sampling(Config, frozen=True, kw_only=True):
     """How a component samples: a value, saved with each component as its default."""
 
     sampler: Sampler = "ddim"
-    # A number of steps, sections such as "10,10,3,2,2" or "fast27", or the timesteps themselves, descending.
+    # A number of steps, sections such as "10,10,3,2,2", "fast27", "ddim25", or the timesteps themselves, descending.
     steps: Steps | str | tuple[int, ...] = 50
     guidance: float = 1.0  # 1 = off
     interval: tuple[int, int] | None = None  # guided while lo < t <= hi, elsewhere guidance 1
@@ -77,7 +78,7 @@ class Inversion(Config, frozen=True, kw_only=True):
 def check_steps(steps: int | str | Sequence[int], least: int = 1) -> None:
     """ValueError for steps that no schedule has: fewer than `least`, words, a list that does not descend."""
     if isinstance(steps, str):
-        if steps != FAST27:
+        if steps != FAST27 and strided(steps) is None:
             sections(steps)
     elif isinstance(steps, int):
         if steps < least:
@@ -87,6 +88,12 @@ def check_steps(steps: int | str | Sequence[int], least: int = 1) -> None:
         raise ValueError(f"steps is {steps}; {told}, as (999, 500, 0); for so many steps give the number")
 
 
+def strided(steps: str) -> int | None:
+    """25 of "ddim25"; None for other words."""
+    digits = steps.removeprefix(DDIM)
+    return int(digits) if digits != steps and digits.isdecimal() and int(digits) > 0 else None
+
+
 def sections(steps: str) -> list[int]:
     """ "10,10,3,2,2" as numbers, one for each section of the schedule; ValueError for other words."""
     try:
@@ -94,5 +101,6 @@ def sections(steps: str) -> list[int]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise ValueError(f"steps is {steps!r}; it must be a number, sections as '10,10,3,2,2', {FAST27!r} or a list of timesteps")
+        words = f"sections as '10,10,3,2,2', {FAST27!r}, '{DDIM}25'"
+        raise ValueError(f"steps is {steps!r}; it must be a number, {words} or a list of timesteps")
     return counts

@@ -27,6 +27,8 @@ def settings(
 
     Components that are no `Adjustable` keep to their own ways (None).
     """
+    from unclip.sampling import DDIM, FAST27, strided
+
     stages = {name: component for name, component in pipe.components.items() if name not in ("clip", "guide")}
     changes: dict[str, dict[str, Any]] = {name: {} for name in stages}
     if preset is not None:
@@ -36,9 +38,11 @@ def settings(
             changes["decoder"] = _with_variance(stages["decoder"], changes["decoder"])
     for setting in steps.split(",") if steps else []:
         name, equals, value = (word.strip() for word in setting.partition("="))
-        if not equals or name not in stages or not value.isdecimal():
-            raise ValueError(f"--steps {setting!r} not understood: write {'|'.join(stages)}=number, separated by commas")
-        changes[name]["steps"] = int(value)
+        word = value == FAST27 or strided(value) is not None
+        if not equals or name not in stages or not (word or value.isdecimal()):
+            known = f"{'|'.join(stages)}=number, {FAST27!r} or '{DDIM}25', separated by commas"
+            raise ValueError(f"--steps {setting!r} not understood: write {known}")
+        changes[name] |= {"steps": value if word else int(value)} | ({"sampler": "ddim"} if strided(value) else {})
     if guidance is not None:
         changes["decoder"]["guidance"] = guidance
     if prior_guidance is not None:

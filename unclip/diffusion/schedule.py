@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unclip.config import Config, Steps
-from unclip.sampling import FAST27, sections
+from unclip.sampling import FAST27, sections, strided
 
 LINEAR, SCALED_LINEAR = (1e-4, 0.02), (0.00085, 0.012)  # first and last beta at T = 1000: DDPM's, latent diffusion's
 
@@ -93,6 +93,14 @@ class NoiseSchedule:
         """Square roots of the betas on a line (latent diffusion)."""
         return cls.from_betas(np.linspace((start * 1000 / T) ** 0.5, (end * 1000 / T) ** 0.5, T) ** 2)
 
+    def same(self, other: NoiseSchedule) -> bool:
+        """Whether a timestep means the same noise in both."""
+        return self.T == other.T and torch.allclose(self.alpha, other.alpha, rtol=0, atol=1e-6)
+
+    def describe(self) -> str:
+        """In a few words: how many timesteps, and how much signal is left in their middle."""
+        return f"{self.T} timesteps, alpha {float(self.alpha[self.T // 2]):.3f} at t = {self.T // 2}"
+
     def at(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, cast to the type and device of `like` and shaped to multiply it: t (b) -> (b, 1, ...)."""
         index = torch.as_tensor(t).cpu()
@@ -130,13 +138,19 @@ def spaced(T: int, steps: int | str | Sequence[int]) -> tuple[int, ...]:
     """Timesteps to visit, descending from at most T.
 
     An int n spreads n timesteps evenly over 1..T, both ends included, and ends in 0.  A string "10,10,3,2,2" does so within
-    equal sections of 1..T, the first number being the section nearest the data; "fast27" is GLIDE's 27 steps.  A sequence is
-    taken as it is: it need not end in 0.
+    equal sections of 1..T, the first number being the section nearest the data; "fast27" is GLIDE's 27 steps; "ddim25" are 25
+    with a whole stride, the first such: 1, 41, ..., 961, so that noise lives at 961 (ADM).  A sequence is taken as it is: it need
+    not end in 0.
     """
     if isinstance(steps, str):
         if steps == FAST27:
             # GLIDE: sections 10,10,3,2,2, with the 0-based 997 in place of the last step.
             return (min(T, round(998 * T / 1000)), *spaced(T, "10,10,3,2,2")[1:])
+        if (count := strided(steps)) is not None:
+            for step in range(1, T):
+                if len(range(1, T + 1, step)) == count:
+                    return (*reversed(range(1, T + 1, step)), 0)
+            raise ValueError(f"no whole stride takes {count} steps out of {T}: give the number alone, {count}")
         counts = sections(steps)
     elif isinstance(steps, int):
         counts = [steps]
