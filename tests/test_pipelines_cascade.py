@@ -137,7 +137,7 @@ def test_conditions_that_a_cascade_does_not_have_are_refused(glide: Cascade, adm
         (lambda: labels_of([1.5], NAMES), "label is 1.5; it must be a whole number"),
         (lambda: check_callables(3, None, 1.0), "callback is 3"),
         (lambda: check_callables(None, "cat", 1.0), "guide is 'cat'"),
-        (lambda: check_callables(None, None, None), "guide_scale is None"),
+        (lambda: check_callables(None, None, "much"), "guide_scale is 'much'"),
         (lambda: adm.generate(labels=1, guide=lambda x, t: x.sum((1, 2, 3)), guide_scale=float("nan")), "guide_scale is nan"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -360,7 +360,7 @@ def test_what_cannot_lead_the_decoder_is_refused_before_the_prior_draws(pipe: Un
 def test_guide_of_an_unclip_sees_captions_and_embeddings_whatever_its_decoder_takes(pipe: UnCLIP) -> None:
     guide = Guiding()
     alone = UnCLIP(pipe.clip, pipe.prior, tiny.decoder(text=False), name="tiny")
-    made = alone.generate(["a cat", "two dogs"], seed=1, guide=guide, guide_scale=0.0)
+    made = alone.generate(["a cat", "two dogs"], seed=1, guide=guide, guide_scale=0.1)
     (cond,) = guide.seen
     assert cond.text.strings == ["a cat", "two dogs"] and torch.equal(cond.image_embed, made.latent.image_embed)
     assert torch.equal(cond.text.z_t, pipe.clip.encode_text(["a cat", "two dogs"]).z_t)

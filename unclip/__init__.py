@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from decoder import Decoder, DecoderConfig, DecoderTask
+    from decoder import Classifier, ClassifierConfig, ClassifierTask, Decoder, DecoderConfig, DecoderTask
     from prior import (
         ARPrior,
         ARPriorConfig,
@@ -63,6 +63,9 @@ PUBLIC = {
     "Decoder": "decoder",
     "DecoderConfig": "decoder",
     "DecoderTask": "decoder",
+    "Classifier": "decoder",
+    "ClassifierConfig": "decoder",
+    "ClassifierTask": "decoder",
     "Upsampler": "upsamplers",
     "UpsamplerConfig": "upsamplers",
     "UpsamplerTask": "upsamplers",

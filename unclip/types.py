@@ -141,7 +141,11 @@ class Cancelled(Exception):
 
 @runtime_checkable
 class GuideModel(Protocol):
-    """What steers sampling by a gradient and knows conditions: a noised CLIP, a classifier."""
+    """What steers sampling by a gradient and knows conditions: a noised CLIP, a classifier.
+
+    It may also have `scale`, how strongly it steers by default; and, to be checked against the decoder's, `image_size`,
+    `schedule` and `label_names`.
+    """
 
     def guide(self, cond: Cond) -> Guide: ...
 

@@ -50,6 +50,10 @@ def generate(
     first: First = 0,
     size: Annotated[int | None, typer.Option(help="Side in pixels; default: the largest the model makes.")] = None,
     guidance: Guidance = None,
+    guide_scale: Annotated[
+        float | None,
+        typer.Option(help="How strongly the model's classifier, or other guide, steers; 0 = not at all, default: its own."),
+    ] = None,
     prior_guidance: Annotated[float | None, typer.Option(help="Guidance of the prior; 1 = off.")] = None,
     prior: Annotated[str, typer.Option(help="diffusion, or ar where the model has an autoregressive one too.")] = "diffusion",
     steps: Annotated[str | None, typer.Option(help="Steps by stage, for instance decoder=50,prior=64.")] = None,
@@ -90,12 +94,18 @@ def generate(
             if isinstance(pipe, UnCLIP):
                 if label:
                     raise ValueError("--label is for models that draw classes; this one draws captions")
+                if guide_scale is not None:
+                    raise ValueError("--guide-scale is for models with a classifier, or another guide; this one has none")
                 if clip is not None:
                     raise ValueError("--clip is for models that have none; this one's own ranks the pictures")
                 if not captions:
                     raise ValueError("no caption was given: write one or more, in quotes")
                 result = pipe.generate(captions, **request, prior=samplings.get("prior"))
             else:
+                if guide_scale is not None:
+                    if pipe.guide is None:
+                        raise ValueError(f"--guide-scale {guide_scale:g}: this model has no classifier, nor another guide")
+                    request["guide_scale"] = guide_scale
                 labels = None if label is None else class_labels(label, pipe.label_names)
                 if clip is not None:
                     from unclip.runs.components import load_clip
@@ -112,7 +122,7 @@ def class_labels(words: Sequence[str], names: Sequence[str]) -> list[int | str]:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, of diffusers or its five files.")],
+    source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, or ADM's files.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
     overwrite: Overwrite = False,

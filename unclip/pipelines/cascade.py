@@ -37,7 +37,7 @@ from .stage import (
     settings_of,
     settle,
 )
-from .steering import Steering, check_steering, init_rows, negative_text, takes_of
+from .steering import Steering, check_guide, check_steering, init_rows, negative_text, takes_of
 from .verbs import ImageEdits
 
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
@@ -66,6 +66,7 @@ class Cascade(FormerNames, ImageEdits):
                 raise ValueError(f"an upsampler multiplies the resolution by 2 or more; this one's scale is {upsampler.scale}")
         if guide is not None:
             keep_contract(guide, GuideModel)
+            check_guide(guide, decoder)
         self.name, self.provenance = name, dict(provenance or {})
         for component in (decoder, *self.upsamplers):
             if isinstance(component, checkpoint.Component):  # convolutions read their weights faster so
@@ -118,7 +119,7 @@ class Cascade(FormerNames, ImageEdits):
         upsamplers: Sequence[Sampling | None] | None = None,
         negative: str | Sequence[str] | None = None,
         guide: Guide | GuideModel | None = None,
-        guide_scale: float = 1.0,
+        guide_scale: float | None = None,
         init: InitImages | None = None,
         best_of: int | None = None,
         clip: ImageTextEncoder | None = None,
@@ -129,7 +130,8 @@ class Cascade(FormerNames, ImageEdits):
         size: side length in pixels, one of `sizes`; None = the largest.  Picture k of the result (caption-major) is number
         first + k of the seed.  labels: class numbers, or names where the decoder has them.  negative: captions, one or one
         each, that guidance leads away from.  guide: a log probability (x_t, t) -> (b), or a model that gives one for the
-        conditions, of which it may know more than the decoder; its gradient times `guide_scale` steers the decoder (ADM 4.1).
+        conditions, of which it may know more than the decoder; its gradient times `guide_scale` steers the decoder (ADM 4.1;
+        None = the scale of the guide itself).
         init: pictures to start from or to draw around (see `img2img`, `inpaint`).  best_of: so many are drawn for each
         caption, of which the n that `clip` finds nearest to it go on to the upsamplers, the best first.  callback: told of
         every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].

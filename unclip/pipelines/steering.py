@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from unclip.diffusion.schedule import Scheduled
 from unclip.editing.init_image import InitImages, scheduled
 from unclip.sampling import Sampling
 from unclip.trees import move
-from unclip.types import Adjustable, Cond, Guide, GuideModel, Text, Wrap
+from unclip.types import Adjustable, Cond, Guide, GuideModel, Labelled, Text, Wrap
 
 
 class Steering(NamedTuple):
@@ -23,7 +24,7 @@ class Steering(NamedTuple):
 
     negative: Text | None = None
     guide: Guide | GuideModel | None = None
-    guide_scale: float = 1.0
+    guide_scale: float | None = None  # None = the guide's own
     init: InitImages | None = None
 
     def away(self, takes: Sequence[str], rows: slice) -> Text | None:
@@ -32,10 +33,11 @@ class Steering(NamedTuple):
 
     def guided(self, cond: Cond) -> list[Wrap]:
         """The guide of pictures with these conditions."""
-        if self.guide is None:
+        scale = scale_of(self.guide) if self.guide_scale is None else self.guide_scale
+        if self.guide is None or scale == 0:
             return []
         fn = self.guide.guide(cond) if isinstance(self.guide, GuideModel) else self.guide
-        return [lambda denoise: gradient_guidance(denoise, fn, self.guide_scale)]
+        return [lambda denoise: gradient_guidance(denoise, fn, scale)]
 
     def known(self, size: int, rows: slice) -> tuple[Any, Any] | None:
         """What a stage of this size knows of its pictures: (images, keep)."""
@@ -63,6 +65,7 @@ def check_steering(
     does nothing.  decoding, settings: the samplings of decoder and upsamplers; stages: the sizes that are drawn."""
     decoder, (negative, guide, guide_scale, init) = pipe.decoder, steering
     check_callables(callback, guide, guide_scale)
+    check_guide(guide, decoder)
     reads = negative is not None and "text" in decoder.takes
     check_way_in(decoder.sample, "decoder", negative=reads, steered=guide is not None)
     if reads and decoding.guidance == 1:
@@ -76,6 +79,35 @@ def check_steering(
         scheduled(decoder, "decoder")
     if init is not None and init.keep and not accepts(decoder.sample, "wrap"):
         raise ValueError("the decoder cannot draw around known pixels: its sample() has no argument `wrap`")
+
+
+def check_guide(guide: Any, decoder: Any) -> None:
+    """ValueError for a guide of another resolution, schedule or other classes than the decoder's, where both tell them."""
+    kind = type(guide).__name__
+    sizes = getattr(guide, "image_size", None), decoder.image_size
+    if guide is not None and sizes[0] not in (None, sizes[1]):
+        problem = f"the guide, a {kind}, reads pictures of {sizes[0]} pixels, and the decoder draws {sizes[1]}"
+        raise ValueError(f"{problem}: take one of the decoder's resolution")
+    if isinstance(guide, Scheduled) and isinstance(decoder, Scheduled) and not guide.schedule.same(decoder.schedule):
+        theirs, ours = guide.schedule.describe(), decoder.schedule.describe()
+        problem = f"the guide, a {kind}, was trained with another noise schedule ({theirs}) than the decoder ({ours})"
+        raise ValueError(f"{problem}: its timesteps mean other noise, take one of the decoder's schedule")
+    names, known = (names_of_classes(x) for x in (guide, decoder))
+    if names and known and names != known:
+        wrong = next(pair for pair in zip_longest(names, known) if pair[0] != pair[1])
+        problem = f"the guide, a {kind}, has other classes than the decoder: {wrong[0]!r} where that has {wrong[1]!r}"
+        raise ValueError(f"{problem}: take one of the same classes, in the same order")
+
+
+def names_of_classes(component: Any) -> tuple[str, ...]:
+    """By number; () where there are none, or they have no names."""
+    return component.label_names if isinstance(component, Labelled) else ()
+
+
+def scale_of(guide: Any) -> float:
+    """How strongly a guide steers by default: its `scale`, where it has one."""
+    scale: float = getattr(guide, "scale", 1.0)
+    return scale
 
 
 def takes_of(component: Any) -> tuple[str, ...]:
@@ -99,8 +131,8 @@ def check_callables(callback: Any, guide: Any, guide_scale: Any) -> None:
     if guide is not None and not isinstance(guide, GuideModel) and not callable(guide):
         raise ValueError(f"guide is {guide!r}; give a function (x_t, t) -> (b), or a model with guide(cond) that makes one")
     number = isinstance(guide_scale, (int, float)) and not isinstance(guide_scale, bool) and abs(guide_scale) < float("inf")
-    if not number:
-        raise ValueError(f"guide_scale is {guide_scale!r}; it must be a finite number (0 = not guided)")
+    if guide_scale is not None and not number:
+        raise ValueError(f"guide_scale is {guide_scale!r}; it must be a finite number (0 = not guided), or None for the guide's")
 
 
 def warn_inert(stage: str, stacklevel: int = 4) -> None:

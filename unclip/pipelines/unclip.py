@@ -139,7 +139,7 @@ class UnCLIP(OverCascade, LatentEdits):
         upsamplers: Sequence[Sampling | None] | None = None,
         negative: str | Sequence[str] | None = None,
         guide: Guide | GuideModel | None = None,
-        guide_scale: float = 1.0,
+        guide_scale: float | None = None,
         init: InitImages | None = None,
         best_of: int | None = None,
         callback: Callback | None = None,

@@ -66,22 +66,23 @@ def cost(number: str, value: float) -> float:
     return value if number.startswith(("loss", "error")) else -value
 
 
-def losses(loss: Callable[[Noise], Losses], noise: Noise) -> dict[str, Tensor]:
-    """The training loss of each sample at several fixed noises, and its timesteps: rows (b, draws)."""
+def losses(loss: Callable[[Noise], Losses], noise: Noise, terms: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The training loss of each sample at several fixed noises, its timesteps, and some of its terms: rows (b, draws)."""
     seen = [loss(noise.at(f"loss/{k}")) for k in range(DRAWS)]
     rows = {"loss": torch.cat([x.total.float().reshape(len(noise), -1) for x in seen], 1)}
+    rows |= {name: torch.cat([x.terms[name].float().reshape(len(noise), -1) for x in seen], 1) for name in terms}
     times = [x.t.reshape(len(noise), -1) for x in seen if x.t is not None]
     return rows | ({"t": torch.cat(times, 1).to(rows["loss"].device)} if times else {})
 
 
-def mean_losses(rows: Mapping[str, Tensor], T: int | None = None) -> dict[str, float]:
-    """`loss`, and by timestep quartile `loss_q1` (least noise) to `loss_q4`, of the rows that `losses` gave."""
-    loss = rows["loss"].double()
-    losses = {"loss": float(loss.mean())}
+def mean_losses(rows: Mapping[str, Tensor], T: int | None = None, name: str = "loss") -> dict[str, float]:
+    """`loss`, and by timestep quartile `loss_q1` (least noise) to `loss_q4`, of the rows that `losses` gave; or another term."""
+    values = rows[name].double()
+    means = {name: float(values.mean())}
     if "t" in rows and T is not None:
         quarter = ((rows["t"] - 1) * 4 // T).clamp(0, 3)
-        losses |= {f"loss_q{q + 1}": float(loss[quarter == q].mean()) for q in range(4)}
-    return losses
+        means |= {f"{name}_q{q + 1}": float(values[quarter == q].mean()) for q in range(4)}
+    return means
 
 
 def partners(x: Tensor) -> Tensor:
