@@ -19,7 +19,7 @@ from unclip.clip.identity import identity
 from unclip.files import check_folder, read_json, visible, write_folder
 from unclip.index import PIPELINE_FILES
 
-from . import karlo_diffusers, karlo_original
+from . import adm, karlo_diffusers, karlo_original
 
 RUN = "training.json"  # in the folder of a training run
 
@@ -40,6 +40,7 @@ class Family(NamedTuple):
 FAMILIES = (
     Family("Karlo as diffusers stores it (model_index.json)", karlo_diffusers.recognise, karlo_diffusers.open_karlo),
     Family("Karlo's original files (prior-ckpt*.ckpt, ...)", karlo_original.recognise, karlo_original.open_karlo),
+    Family("ADM's files (64x64_diffusion.pt, 64x64_classifier.pt, ...)", adm.recognise, adm.open_adm, "Cascade"),
 )
 
 

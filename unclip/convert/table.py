@@ -80,6 +80,11 @@ def as_convolution(transform: Callable[..., Tensor] = stack) -> Callable[..., Te
     return convolved
 
 
+def as_linear(x: Tensor) -> Tensor:
+    """Weights (o, i, 1) of a 1-d convolution as those (o, i) of a linear layer; biases as they are."""
+    return x.flatten(1) if x.ndim > 1 else x
+
+
 def under(prefix: str, table: Table, theirs: str = "") -> dict[str, Row]:
     """The same table with a prefix before our names, and one before theirs."""
     return {prefix + name: Row(tuple(theirs + t for t in r.theirs), r.how) for name, r in table.items()}
