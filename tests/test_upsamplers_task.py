@@ -55,9 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_upsampler_with_conditions_is_trained_by_the_command(
-    kind: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upsampler_with_conditions_is_trained_by_the_command(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     config = upsampler(KINDS[kind]).config
     data = {"source": "pictures", "size": 64} | ({"labels": "folder"} if config.conditions.label else {})
