@@ -1,4 +1,4 @@
-"""Captions as people say them: "a red car", "face with tears of joy, noto style", "ein Bild von: Geburtstagskuchen".
+"""Captions as people say them: "a red car", "face with tears of joy, noto style", "ein bild von Geburtstagskuchen".
 
 A caption is made of the name or of keywords of one language, colours of the drawing, small talk and the style, each of which may
 be left out.  Everything is drawn from one noise stream, so the same stream says the same.

@@ -15,6 +15,7 @@ import msgspec
 
 from experiments.emoji.data import packages
 from experiments.emoji.data.drawings import normalised
+from unclip.files import write_files
 
 LANGUAGES = ("en", "de", "fr", "es", "zh")
 _TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
@@ -66,8 +67,6 @@ def cached(folder: Path, npm: Path) -> dict[str, dict[str, Words]]:
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, Words]])
     made = compile_words(packages.fetch(packages.EMOJIBASE, npm), packages.fetch(packages.EMOJILIB, npm))
-    from unclip.files import write_files
-
     write_files([(path, msgspec.json.encode(made))])
     return made
 
