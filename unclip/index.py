@@ -19,6 +19,7 @@ PIPELINE_FILES = (
     r"unclip\.json",
     r"provenance\.json",
     r"pca\.safetensors",
+    r"captions\.txt",
     "clip",
     *PRIORS,
     "decoder",

@@ -25,10 +25,12 @@ import torch
 
 from experiments.emoji.data import source
 from experiments.emoji.data.emoji_data import EmojiData, embeddings_path
+from experiments.emoji.evaluation.siblings import TONE
 from prior import DiffusionPrior
 from unclip import __version__
 from unclip.data.embeddings import Embeddings, precompute
 from unclip.editing.pca import PCA
+from unclip.pipelines.glossary import FILE as GLOSSARY
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.runs.components import RECORD, averaged
@@ -64,6 +66,13 @@ def assemble(runs: Path, dest: Path) -> None:
         pca=components(),
     )
     pipe.save_pretrained(dest, torch.float16, ar_prior=parts["ar_prior"])
+    (dest / GLOSSARY).write_text(captions_text(), encoding="utf-8")
+
+
+def captions_text() -> str:
+    """What the model can draw, for people who search it: the training captions, those of a skin tone under the one without."""
+    captions = EmojiData("train", None).captions
+    return "".join(f"{caption}\n" for caption in captions if not TONE.search(caption) or not TONE.sub("", caption).strip())
 
 
 def components() -> PCA:

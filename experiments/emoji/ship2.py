@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from experiments.emoji.data import drawings, motifs, packages, styled
+from experiments.emoji.data import drawings, motifs, packages, styled, words
 from experiments.emoji.data.styled import StyledEmoji
 from experiments.emoji.ship import origin, training_runs
 from prior import DiffusionPrior
 from unclip.clip import CLIP
 from unclip.data.embeddings import Embeddings
 from unclip.editing.pca import PCA
+from unclip.pipelines.glossary import FILE as GLOSSARY
 from unclip.pipelines.unclip import UnCLIP
 from unclip.randomness import Noise
 from unclip.runs.components import averaged, open_component
@@ -49,6 +50,18 @@ def assemble(runs: Path, dest: Path, upsamplers: str = "emoji") -> None:
         pca=PCA.fit(embeddings.image_embed),
     )
     pipe.save_pretrained(dest, torch.float16)
+    (dest / GLOSSARY).write_text(captions_text(), encoding="utf-8")
+
+
+def captions_text() -> str:
+    """What the model can draw, for people who search it: trained names without skin tones, and words in all languages behind."""
+    known = words.cached(styled.cache_folder(), styled.npm_folder())
+    trained = {one.row.key: one.row.name for one in motifs.pictures() if one.tier == "train" and not words.is_toned(one.row.key)}
+    lines = []
+    for key, name in trained.items():
+        others = dict.fromkeys(word for of in known.values() for word in (of[key].name, *of[key].keywords) if word != name)
+        lines.append(f"{name}\t{', '.join(others)}\n")
+    return "".join(lines)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import data, edit, embed, generate, plan, report, steer, train
+from . import captions, data, edit, embed, generate, plan, report, steer, train
 from .settings import PRESETS, settings
 
 __all__ = ["PRESETS", "app", "main", "settings"]
@@ -49,6 +49,7 @@ for command in (
     edit.diff,
     edit.reconstruct,
     edit.invert,
+    captions.captions,
     generate.info,
     generate.convert,
     embed.embed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,6 +86,7 @@ def generate(
         from unclip.pipelines.unclip import UnCLIP
 
         see = None if preview is None else Preview(preview)
+        _tell_unknown(model, captions or ())
         pipe = load_any(model, device, dtype, KINDS[prior], offload)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
         request: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative, "best_of": best_of}
@@ -114,6 +116,16 @@ def generate(
                 result = pipe.generate(captions or None, labels, **request)
         for path in result.save(output, overwrite):
             typer.echo(path)
+
+
+def _tell_unknown(model: str, captions: Sequence[str]) -> None:
+    """A line for each caption of which the model knows no word, if it tells what it knows."""
+    from unclip.pipelines.glossary import Glossary
+
+    if captions and (glossary := Glossary.of(model)) is not None:
+        for caption in captions:
+            if (told := glossary.unknown(caption)) is not None:
+                warnings.warn(told, stacklevel=1)
 
 
 def class_labels(words: Sequence[str], names: Sequence[str]) -> list[int | str]:

@@ -34,6 +34,11 @@ def words(caption: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFC", plain))
 
 
+def is_unspaced(word: str) -> bool:
+    """Whether a word begins in a script that puts no spaces between words."""
+    return bool(_UNSPACED.match(word))
+
+
 class PieceTokenizer:
     """Each word to the longest pieces that it begins with, again and again; a character that none has is unknown.
 
