@@ -35,7 +35,7 @@ def expected(made: Conv3x3, x: torch.Tensor) -> torch.Tensor:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Thresholds low enough for small layers; which oneDNN products and convolutions were made."""
     seen: list[str] = []
-    for name in ("HEAVY", "MANY", "WIDE"):
+    for name in ("HEAVY", "LARGE", "WIDE"):
         monkeypatch.setattr(convolution, name, 0)
     product, plain = convolution.onednn_linear(torch.float32), torch.nn.Conv2d.forward
 
@@ -68,7 +68,7 @@ def test_one_product(calls: list[str], shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 4, 6), (3, 10, 4)])
 def test_winograd(calls: list[str], monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], tiles: int) -> None:
     """However many rows of tiles fit at a time; a picture of odd height goes the long way."""
-    monkeypatch.setattr(convolution, "FEW", 0)
+    monkeypatch.setattr(convolution, "SMALL", 0)
     monkeypatch.setattr(winograd, "TILES", tiles)
     made, (b, h, w) = layer(6, 10), shape
     x = picture(b, 6, h, w)
@@ -134,7 +134,7 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, error: f
 def test_every_type(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """What oneDNN or the processor cannot compute goes the long way, in its own precision."""
     monkeypatch.setattr(convolution, "HEAVY", 0)
-    monkeypatch.setattr(convolution, "MANY", 0)
+    monkeypatch.setattr(convolution, "LARGE", 0)
     monkeypatch.setattr(attention_file, "LONG", 0)
     error = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 3e-2)
     made, x = layer(6, 10, dtype), picture(2, 6, 4, 4).to(dtype)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from unclip.weights import Lazy
 
@@ -21,7 +22,7 @@ def build(component_class: Callable[[Any], M], config: Config, dtype: torch.dtyp
     dtype = dtype or torch.float32
     with torch.random.fork_rng(devices=[]):
         try:
-            with _parameters_on_meta(dtype):
+            with _parameters_on_meta(dtype), _Undrawn():
                 return component_class(config)
         except NotImplementedError:  # open_clip moves the models that it knows by name, and nothing moves off meta
             component = component_class(config)
@@ -49,12 +50,12 @@ def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
 def sketch(
     component_class: Callable[[Any], M], config: Config, dtype: torch.dtype | None = None, source: str = "the config"
 ) -> M:
-    """A part of this config on the meta device, parameters in `dtype`: which tensors it has, without memory for any of them.
+    """A component of this config on the meta device, parameters in `dtype`: which tensors it has, without memory for any of them.
 
     ValueError where there can be none of these sizes.
     """
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), _Undrawn(), torch.random.fork_rng(devices=[]):
             component = component_class(config)
     except (RuntimeError, ArithmeticError, TypeError) as error:  # of torch, for numbers that are too large, among others
         reason = visible((str(error).strip() or type(error).__name__).splitlines()[0])
@@ -64,6 +65,20 @@ def sketch(
     for parameter in component.parameters():
         parameter.data = parameter.data.to(dtype or torch.float32)
     return component
+
+
+class _Undrawn(TorchFunctionMode):
+    """New weights on the meta device are neither drawn nor scaled: torch would import its compiler for that, over a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.randn, torch.rand) and (empty := torch.empty(*args, **kwargs)).is_meta:
+            return empty
+        if func is Tensor.mul and args[0].is_meta and isinstance(args[1], (int, float)):
+            return args[0]
+        if getattr(func, "__module__", None) == nn.init.__name__ and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def compare(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor] | Mapping[str, Lazy], source: str) -> None:

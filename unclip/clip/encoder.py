@@ -1,4 +1,4 @@
-"""Any open_clip model behind ImageTextEncoder: images and captions to raw embeddings, and per-token text states."""
+"""CLIP behind ImageTextEncoder: images and captions to raw embeddings, and states of the tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from unclip.deprecation import renamed_arguments
 from unclip.types import Text
 
 from .config import Architecture as Architecture
-from .config import CLIPConfig, VisionTower
+from .config import CLIPConfig as CLIPConfig
 from .config import TextTower as TextTower
+from .config import VisionTower as VisionTower
 from .named import open_named
 from .pieces import PieceTokenizer
 from .preprocess import Interpolation, Resize, check_images, fit_square, stack_images
 from .tokenizer import BytePairTokenizer, Tokenizer, Tokens
+from .towers import MEAN, STD, QuickGELU, Towers, VisionTransformer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +33,10 @@ _READING = threading.RLock()  # one text at a time, of all CLIPs of the process:
 
 
 class CLIP(Component[CLIPConfig]):
-    """ImageTextEncoder over an open_clip model.  Gradients flow; a user of a frozen CLIP says `torch.no_grad()`."""
+    """ImageTextEncoder: one of open_clip's models, or an architecture of one's own.
+
+    Gradients flow; a user of a frozen CLIP says `torch.no_grad()`.
+    """
 
     config_class = CLIPConfig
     task_class = "CLIPTask"
@@ -41,7 +46,7 @@ class CLIP(Component[CLIPConfig]):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.config = config
-        self.network: Any  # one of open_clip's model classes, which share names but no type
+        self.network: Any  # `Towers`, or one of open_clip's model classes, which share names but no type
         self.tokenizer: Tokenizer
         self.network, self.tokenizer, settings = _from_architecture(config) if config.architecture else open_named(config)
         self.resolved = config.replace(pretrained=None, **settings)
@@ -103,8 +108,10 @@ class CLIP(Component[CLIPConfig]):
 
     def encode_tokens(self, captions: Sequence[str], ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Text:
         """`encode_text` from tokens that somebody else made or changed."""
-        seen: list[Any] = []
         ids, mask = ids.to(self.device), mask.to(self.device)
+        if isinstance(self.network, Towers):
+            return Text(list(captions), ids, *self.network.read(ids), mask)
+        seen: list[Any] = []
         # The hook reads the states where open_clip computes them: pooling and projection stay open_clip's own business.  It
         # hangs on a module that other threads use too, which therefore wait.
         with _READING:
@@ -119,35 +126,33 @@ class CLIP(Component[CLIPConfig]):
 
 
 def _from_architecture(config: CLIPConfig) -> tuple[nn.Module, BytePairTokenizer | PieceTokenizer, dict[str, Any]]:
-    import open_clip
-
     arch = config.architecture
     assert arch is not None
-    tokenizer: BytePairTokenizer | PieceTokenizer
-    if arch.text.pieces is not None:
-        tokenizer = PieceTokenizer(arch.text.context_length, arch.text.pieces)
-    else:
-        tokenizer = BytePairTokenizer(arch.text.context_length, arch.text.token_ids)
-    # open_clip builds both towers or none: where there is to be none, a small one is built and dropped.
-    tower = arch.vision or VisionTower(image_size=16, patch_size=16, width=64, layers=1)
-    vision = {name: getattr(tower, name) for name in tower.__struct_fields__}
-    text = {name: getattr(arch.text, name) for name in ("context_length", "width", "layers", "heads")}
-    network = open_clip.model.CLIP(
-        embed_dim=arch.embed_dim,
-        vision_cfg=open_clip.CLIPVisionCfg(**vision),
-        text_cfg=open_clip.CLIPTextCfg(**text, vocab_size=tokenizer.vocab_size),
-        quick_gelu=bool(config.quick_gelu),
+    text, tokenizer = arch.text, _tokenizer(arch.text)
+    activation = QuickGELU if config.quick_gelu else nn.GELU
+    visual = None
+    if (tower := arch.vision) is not None:
+        heads = tower.width // tower.head_width
+        visual = VisionTransformer(
+            tower.image_size, tower.patch_size, tower.width, tower.layers, heads, arch.embed_dim, activation
+        )
+    network = Towers(
+        arch.embed_dim, visual, tokenizer.vocab_size, text.context_length, text.width, text.layers, text.heads, activation
     )
-    if arch.vision is None:
-        network.visual = None
     settings = {
-        "mean": config.mean or open_clip.OPENAI_DATASET_MEAN,
-        "std": config.std or open_clip.OPENAI_DATASET_STD,
+        "mean": config.mean or MEAN,
+        "std": config.std or STD,
         "resize": config.resize or "crop",
         "interpolation": config.interpolation or "bicubic",
         "quick_gelu": bool(config.quick_gelu),
     }
     return network, tokenizer, settings
+
+
+def _tokenizer(text: TextTower) -> BytePairTokenizer | PieceTokenizer:
+    if text.pieces is not None:
+        return PieceTokenizer(text.context_length, text.pieces)
+    return BytePairTokenizer(text.context_length, text.token_ids)
 
 
 def _text(network: Any) -> Any:

@@ -5,9 +5,12 @@ The mask comes from lengths, never from "id is not zero": open_clip pads with 0,
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -37,9 +40,22 @@ class Tokenizer(Protocol):
 @lru_cache
 def byte_pairs() -> Any:
     """CLIP's lower-casing byte-pair encoder, shared; its merges ship inside open_clip, so nothing is downloaded."""
-    from open_clip.tokenizer import SimpleTokenizer
+    return _tokenizer_module().SimpleTokenizer()
 
-    return SimpleTokenizer()
+
+def _tokenizer_module() -> Any:
+    """open_clip's file of tokenizers by itself: importing the package would bring torchvision, timm and transformers."""
+    if "open_clip" in sys.modules:
+        return importlib.import_module("open_clip.tokenizer")
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None and package.submodule_search_locations
+    spec = importlib.util.spec_from_file_location(
+        "unclip._tokenizer", Path(package.submodule_search_locations[0], "tokenizer.py")
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BytePairTokenizer:
@@ -132,7 +148,7 @@ def wrap_tokenizer(tokenizer: Any) -> Tokenizer:
     if not isinstance(tokenizer, SimpleTokenizer):
         return HuggingFaceTokenizer(tokenizer)
     # open_clip's "reduction" (random cropping of long captions) is left out on purpose: same caption, same tokens.
-    plain = tokenizer.clean_fn is byte_pairs().clean_fn
+    plain = tokenizer.clean_fn.__name__ == byte_pairs().clean_fn.__name__
     return BytePairTokenizer(int(tokenizer.context_length or 77), bpe=None if plain else tokenizer)
 
 
