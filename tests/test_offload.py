@@ -148,9 +148,10 @@ def test_other_priors_saving_and_moving(tmp_path: Path) -> None:
         state = whole.components[name].state_dict()
         assert all(torch.equal(x.nan_to_num(), state[key].nan_to_num()) for key, x in part.state_dict().items())
     assert len(held(pipe)) == 1
-    pipe.to("meta")  # any other device
-    assert held(pipe) == [] and pipe.offload is not None and pipe.device.type == pipe.offload.device.type == "meta"
+    pipe.offload.to(torch.device("meta"))  # any other device
+    assert held(pipe) == [] and pipe.offload.device.type == "meta"
     pipe.to("cpu")
+    assert pipe.offload.device.type == "cpu"
     assert torch.equal(pipe.generate(CAPTION, size=16, **short(pipe)).images, expected.images)
 
 
@@ -172,9 +173,9 @@ def test_the_commands(tmp_path: Path) -> None:
         with Image.open(done.stdout.splitlines()[0]) as made:
             return made.tobytes()
 
-    few = ("generate", CAPTION, "--steps", "prior=2,decoder=2,upsampler_64=2", "-o", "x.png")
+    few = ("generate", CAPTION, "--steps", "prior=2,decoder=2,upsampler_64=2", "-o", "x.png", "--overwrite")
     assert call(*few, "--offload") == call(*few)
-    rough = ("--inversion-steps", "4", "--refine", "0", "--size", "16", "-o", "y.png")
+    rough = ("--inversion-steps", "4", "--refine", "0", "--size", "16", "-o", "y.png", "--overwrite")
     for words in ("vary x.png --n 2", "interpolate x.png x.png --steps 2", "diff x.png --to cat", "reconstruct x.png"):
         assert call(*words.split(), *rough, "--offload") == call(*words.split(), *rough)
     done = CliRunner().invoke(app, ["invert", "x.png", "-o", "z.safetensors", "--model", "karlo", *rough[:4], "--offload"])
