@@ -9,7 +9,6 @@ also returns the states of the tokens, so that threads need not wait for each ot
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +32,15 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class FeedForward(nn.Module):
+    def __init__(self, width: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.c_fc, self.gelu, self.c_proj = nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
 class Block(nn.Module):
     """Pre-norm attention and a feed-forward layer of four times the width."""
 
@@ -41,8 +49,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", activation()), ("c_proj", nn.Linear(4 * width, width))]
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = FeedForward(width, activation)
 
     def forward(self, x: Float[Tensor, "b l w"], mask: Float[Tensor, "l l"] | None = None) -> Float[Tensor, "b l w"]:
         h = self.ln_1(x)
@@ -131,7 +138,9 @@ class Towers(nn.Module):
 
     def read(self, ids: Int[Tensor, "b l"]) -> EncodedText:
         """Embedding and states of captions; the end token, which has the largest id, stands for the caption."""
-        dtype = self.transformer.resblocks[0].mlp.c_fc.weight.dtype  # type: ignore[union-attr]
+        block = self.transformer.resblocks[0]
+        assert isinstance(block, Block)
+        dtype = block.mlp.c_fc.weight.dtype
         x = self.token_embedding(ids).to(dtype) + self.positional_embedding.to(dtype)
         causal = torch.full((x.shape[1], x.shape[1]), float("-inf"), dtype=dtype, device=x.device).triu(1)
         states = self.ln_final(self.transformer(x, causal))  # (b, l, w)

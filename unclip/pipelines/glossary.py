@@ -14,8 +14,8 @@ from unclip.files import read_text
 FILE = "captions.txt"  # in a pipeline's folder: a caption a line, behind a tab other words that lead to it
 # Words that say nothing of what is to be seen.
 _SMALL = """
-a an the of in on at by with and or to for from my your his her our some this that please draw paint show make me i want picture image
-photo drawing sketch emoji icon style is are very
+a an the of in on at by with and or to for from my your his her our some this that please draw paint show make me i want
+picture image photo drawing sketch emoji icon style is are very
 """
 SMALL = frozenset(_SMALL.split())
 
