@@ -13,7 +13,7 @@ from test_cli_edit import picture, pixels, run
 from test_pipelines_cascade import adm, glide  # noqa: F401 (fixtures)
 
 from unclip.cli import common, generate, steer
-from unclip.editing.inpaint import sampling
+from unclip.editing.inpaint import inpaint_sampling
 from unclip.images import metadata
 from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.preview import Preview
@@ -89,7 +89,7 @@ def test_inpaint_says_what_it_draws_and_draws_it(pipe: UnCLIP) -> None:
     assert "drawing all but the white of keep.png anew, 21 %" in told and pixels("z.png") == pixels("y.png")
     options = ("--feather", 2, "--repaint", "--steps", 9, "--guidance", 2, "--size", 16, "--n", 2)
     drawn("inpaint", "x.png", "--mask", "mask.png", "-o", "out", *options)
-    how = sampling(pipe.decoder, True).replace(steps=9, guidance=2.0)
+    how = inpaint_sampling(pipe.decoder, True).replace(steps=9, guidance=2.0)
     made = pipe.inpaint("x.png", mask="mask.png", feather=2, decoder=how, size=16, n=2)
     assert [pixels(f"out/0000{k}.png") for k in range(2)] == [p.tobytes() for p in made.pil()]
     assert how.repaint == (5, 4)

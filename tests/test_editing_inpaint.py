@@ -19,7 +19,7 @@ from unclip import Cascade, Edit, Sampling, UnCLIP
 from unclip.clip.preprocess import fit_square
 from unclip.conditions import Conditions, ImageEmbedding, Known
 from unclip.data.images import load_image
-from unclip.editing.inpaint import sampling
+from unclip.editing.inpaint import inpaint_sampling
 from unclip.images import to_pil
 from unclip.randomness import Noise
 from unclip.types import Cond, Denoise, Prediction, Step
@@ -140,7 +140,7 @@ def test_cascades_and_karlo(glide: Cascade, adm: Cascade, karlo_pipe: UnCLIP, pi
     for cascade, what in ((glide, {"caption": "a cat"}), (glide, {}), (adm, {"labels": "dog"})):
         made = cascade.inpaint(pictures, **what, mask=hole, seed=1)
         assert kept(made, pictures, hole) == {16: True, 64: True} and made.images.isfinite().all()
-    how = sampling(karlo_pipe.decoder)
+    how = inpaint_sampling(karlo_pipe.decoder)
     assert (how.sampler, len(how.steps), how.variance) == ("ddpm", 51, "learned")
     made = karlo_pipe.inpaint(pictures[0], "a red heart", mask=hole, seed=1)
     assert kept(made, pictures[:1], hole) == dict.fromkeys(made.stages, True) and made.images.isfinite().all()
@@ -168,7 +168,7 @@ def test_trained_mask_channels_are_used_where_there_are_some(pictures: Tensor, h
     assert torch.equal(torch.where(keep, images, 0), torch.where(keep, made.stages[16], 0))
     assert kept(made, pictures, hole) == {16: True, 64: True}
     assert decoder.takes == ("image_embed", "known") and pipe.generate(CAPTION).images.isfinite().all()
-    assert sampling(decoder, repaint=True).repaint == (5, 4) and sampling(decoder, repaint=True).sampler == "ddpm"
+    assert inpaint_sampling(decoder, repaint=True).repaint == (5, 4) and inpaint_sampling(decoder, repaint=True).sampler == "ddpm"
 
 
 def test_the_hole_is_drawn_to_fit(pictures: Tensor) -> None:

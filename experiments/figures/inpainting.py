@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.figures import common as figures
 from experiments.figures.chunks import drawn
 from experiments.figures.common import Drawn, Numbers, Run
-from unclip.editing.inpaint import sampling
+from unclip.editing.inpaint import inpaint_sampling
 from unclip.randomness import Noise
 
 AT_ONCE = 20
@@ -101,7 +101,7 @@ def draw(run: Run) -> Drawn:
     ways: dict[str, tuple[int, dict[str, Any]]] = {
         DEFAULT: (len(truth), {}),
         SOLVER: (few, {"decoder": own}),
-        REPAINT: (few, {"decoder": sampling(run.pipe.decoder, True)}),
+        REPAINT: (few, {"decoder": inpaint_sampling(run.pipe.decoder, True)}),
         NO_CAPTION: (few, {"caption": None}),
     }
     numbers: Numbers = {}

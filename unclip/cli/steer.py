@@ -72,7 +72,7 @@ def img2img(
         check_strength(strength)
         _check_files(output, preview, n, first, best_of, [image], overwrite)
         pipe, size, see = _open(model, device, dtype, size, offload, preview)
-        how = _decoder(pipe.decoder.resolve(None), steps, guidance)
+        sampling = _decoder(pipe.decoder.resolve(None), steps, guidance)
         with Bars() as bars:
             edit = pipe.img2img(
                 image,
@@ -82,7 +82,7 @@ def img2img(
                 seed=seed,
                 first=first,
                 size=size,
-                decoder=how,
+                decoder=sampling,
                 **_options(pipe, caption, label, negative, best_of),
                 callback=watched(bars, see),
             )
@@ -117,7 +117,7 @@ def inpaint(
 ) -> None:
     """Draw a part of a picture anew; every other pixel stays as it is."""
     with Errors(model):
-        from unclip.editing.inpaint import known, sampling
+        from unclip.editing.inpaint import inpaint_sampling, known
         from unclip.editing.mask import keep_masks
         from unclip.editing.sources import source_images
 
@@ -125,9 +125,9 @@ def inpaint(
         kept = keep_masks(keep, mask, [(source.images[0].shape[-2], source.images[0].shape[-1])])
         _check_files(output, preview, n, first, best_of, [image, *(path for path in (mask, keep) if path)], overwrite)
         pipe, size, see = _open(model, device, dtype, size, offload, preview)
-        how = _decoder(sampling(pipe.decoder, repaint), steps, guidance)
+        sampling = _decoder(inpaint_sampling(pipe.decoder, repaint), steps, guidance)
         known(source, kept, pipe.stages(size), feather)  # refuses a mask that keeps all, or nothing
-        print(_told(~kept[0][0, 0], f"the white of {mask}" if mask else f"all but the white of {keep}"), file=sys.stderr)
+        print(_describe_hole(~kept[0][0, 0], f"the white of {mask}" if mask else f"all but the white of {keep}"), file=sys.stderr)
         with Bars() as bars:
             edit = pipe.inpaint(
                 image,
@@ -139,7 +139,7 @@ def inpaint(
                 first=first,
                 size=size,
                 feather=feather,
-                decoder=how,
+                decoder=sampling,
                 **_options(pipe, caption, label, negative, best_of),
                 callback=watched(bars, see),
             )
@@ -212,9 +212,9 @@ def _open(
     return pipe, edit_size(pipe, size), see
 
 
-def _decoder(how: Sampling, steps: int | None, guidance: float | None) -> Sampling:
+def _decoder(sampling: Sampling, steps: int | None, guidance: float | None) -> Sampling:
     changes = {"steps": steps, "guidance": guidance}
-    return how.replace(**{name: value for name, value in changes.items() if value is not None})
+    return sampling.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
 def _options(
@@ -230,7 +230,7 @@ def _options(
     return options
 
 
-def _told(hole: Any, what: str) -> str:
+def _describe_hole(hole: Any, what: str) -> str:
     """Which part of a picture is drawn, for those who mean the other one."""
     rows, columns = (hole.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
     where = f"columns {columns[0]} to {columns[-1]}, rows {rows[0]} to {rows[-1]}" if rows else "nowhere"

@@ -27,8 +27,8 @@ def rerank(clip: ImageTextEncoder, images: Float[Tensor, "b 3 h w"], captions: S
     """The k pictures nearest to each of c captions, of n = b / c each, caption-major.  A blank caption keeps its first k."""
     count = len(captions)
     if not count or len(images) % count or not 1 <= k <= len(images) // count:
-        told = f"{len(images)} pictures and {count} captions, of each of which k = {k} shall be kept"
-        raise ValueError(f"{told}: as many pictures for each caption, one after the other, and k from 1 to their number")
+        problem = f"{len(images)} pictures and {count} captions, of each of which k = {k} shall be kept"
+        raise ValueError(f"{problem}: as many pictures for each caption, one after the other, and k from 1 to their number")
     text = clip.encode_text(list(captions)).z_t.float()
     parts = [clip.encode_image(images[i : i + AT_ONCE].to(text.device)).float() for i in range(0, len(images), AT_ONCE)]
     embeds = normalize(torch.cat(parts), dim=-1).unflatten(0, (count, -1))  # (c, n, d)

@@ -37,24 +37,25 @@ def img2img(
     `generate` to the last bit.  On a cosine schedule most happens from 0.6 to 0.9.  picture: one or several; caption: one for
     all, or one each.  guidance: of the decoder.  options: all others of the pipeline's `generate`.  Returns one row per picture.
     """
-    given = source_images(picture)
+    source = source_images(picture)
     small = pipe.sizes[0]
-    start = InitImages({small: fitted(given, small)}, strength=strength)
-    how = guided(pipe, decoder, guidance)
+    start = InitImages({small: fitted(source, small)}, strength=strength)
+    sampling = guided(pipe, decoder, guidance)
     captions = each(caption, len(start))
     if captions is None and isinstance(pipe, Pipeline):
         raise ValueError("no caption was given: say what the picture shall become, '' for whatever the model likes")
-    made = pipe.generate(captions, n=n, seed=seed, first=first, size=size, decoder=how, init=start, **each_label(options, start))
-    told = f"{start.strength:g}"
-    before = fitted(given, made.images.shape[-1])
-    return edit_of(pipe, "img2img", made, f"strength {told}", before, {"strength": told}, n, seed, first)
+    options = each_label(options, start)
+    made = pipe.generate(captions, n=n, seed=seed, first=first, size=size, decoder=sampling, init=start, **options)
+    strength_label = f"{start.strength:g}"
+    before = fitted(source, made.images.shape[-1])
+    return edit_of(pipe, "img2img", made, f"strength {strength_label}", before, {"strength": strength_label}, n, seed, first)
 
 
-def fitted(given: SourceImages, size: int) -> Tensor:
+def fitted(source: SourceImages, size: int) -> Tensor:
     """Pictures (b, 3, size, size): as they were drawn at this size, else cropped and resized."""
-    if size in given.stages:
-        return given.stages[size].float().cpu()
-    return torch.cat([fit_square(image[None].float().cpu(), size) for image in given.images])
+    if size in source.stages:
+        return source.stages[size].float().cpu()
+    return torch.cat([fit_square(image[None].float().cpu(), size) for image in source.images])
 
 
 def each(caption: str | Sequence[str] | None, count: int) -> Any:
@@ -63,10 +64,10 @@ def each(caption: str | Sequence[str] | None, count: int) -> Any:
     return said * count if isinstance(said, list) and len(said) == 1 else said
 
 
-def each_label(options: dict[str, Any], given: InitImages) -> dict[str, Any]:
+def each_label(options: dict[str, Any], init: InitImages) -> dict[str, Any]:
     """The options of `generate`, one label among them for each of several pictures."""
     labels = options.get("labels")
-    return options | {"labels": [labels] * len(given)} if isinstance(labels, (int, str)) else options
+    return options | {"labels": [labels] * len(init)} if isinstance(labels, (int, str)) else options
 
 
 def guided(pipe: Painter, sampling: Sampling | None, guidance: float | None) -> Sampling | None:

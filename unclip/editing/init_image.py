@@ -40,7 +40,7 @@ class InitImages:
 
     def rows(self, rows: slice | Sequence[int]) -> InitImages:
         """Some of the pictures."""
-        images, keep = ({size: x[rows] for size, x in some.items()} for some in (self.images, self.keep))
+        images, keep = ({size: x[rows] for size, x in tensors.items()} for tensors in (self.images, self.keep))
         return replace(self, images=images, keep=keep, image_embed=None if self.image_embed is None else self.image_embed[rows])
 
     def start(self, decoder: object, sampling: Sampling, x_T: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Sampling]:
@@ -72,13 +72,13 @@ def check_strength(strength: object) -> None:
     """ValueError for what is no part of the steps."""
     number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
     if not (number and 0 < strength <= 1):  # type: ignore[operator]
-        told = "above 0, at which nothing would be drawn, and at most 1, which starts from noise alone"
-        raise ValueError(f"strength is {strength!r}; it is the part of the steps to take: {told}")
+        bounds = "above 0, at which nothing would be drawn, and at most 1, which starts from noise alone"
+        raise ValueError(f"strength is {strength!r}; it is the part of the steps to take: {bounds}")
 
 
-def scheduled(part: object, stage: str) -> Scheduled:
-    """A part that tells its noise schedule; ValueError for another."""
-    if not isinstance(part, Scheduled):
-        told = f"the {stage}, a {type(part).__name__}, has no `schedule`"
-        raise ValueError(f"{told}: how much noise a timestep stands for has to be known to start from a picture, or around one")
-    return part
+def scheduled(component: object, stage: str) -> Scheduled:
+    """A component that tells its noise schedule; ValueError for another."""
+    if not isinstance(component, Scheduled):
+        problem = f"the {stage}, a {type(component).__name__}, has no `schedule`"
+        raise ValueError(f"{problem}: how much noise a timestep stands for must be known to start from a picture, or around one")
+    return component

@@ -31,8 +31,8 @@ def keep_masks(
     if (keep is None) == (mask is None):
         both = "both keep and mask were given" if mask is not None else "neither keep nor mask was given"
         raise ValueError(f"{both}; give one: keep, True or white where pixels stay, or mask, where they are drawn anew")
-    name, given = ("keep", keep) if mask is None else ("mask", mask)
-    read = [one if name == "keep" else ~one for one in _masks(given, name)]
+    name, source = ("keep", keep) if mask is None else ("mask", mask)
+    read = [one if name == "keep" else ~one for one in _masks(source, name)]
     if len(read) not in (1, len(sizes)):
         raise ValueError(f"{len(read)} masks came with {len(sizes)} pictures: give one for all, or one each")
     read *= len(sizes) if len(read) == 1 else 1
@@ -71,15 +71,15 @@ def filled(images: Float[Tensor, "b 3 h w"], keep: Bool[Tensor, "b 1 h w"]) -> F
     return torch.where(keep, images, interpolate(coarse, (height, width), mode="bilinear", align_corners=False))
 
 
-def _masks(given: Any, name: str) -> list[Bool[Tensor, "1 1 h w"]]:
-    if isinstance(given, (Tensor, np.ndarray)):
-        values = torch.as_tensor(given)
+def _masks(source: Any, name: str) -> list[Bool[Tensor, "1 1 h w"]]:
+    if isinstance(source, (Tensor, np.ndarray)):
+        values = torch.as_tensor(source)
         if not 2 <= values.ndim <= 4 or 0 in values.shape or (values.ndim > 2 and values.shape[-3] != 1):
             raise ValueError(f"{name} has shape {tuple(values.shape)}; a mask is (h, w), or (b, 1, h, w) for b pictures")
         return list(_decided(values.detach().cpu(), name).reshape(-1, 1, 1, *values.shape[-2:]))
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [mask for one in given for mask in _masks(one, name)]
-    return [_picture(given, name)[None, None]]
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return [mask for one in source for mask in _masks(one, name)]
+    return [_picture(source, name)[None, None]]
 
 
 def _decided(values: Tensor, name: str) -> Tensor:
@@ -95,26 +95,26 @@ def _decided(values: Tensor, name: str) -> Tensor:
     raise ValueError(f"{told}; a mask holds True and False, or numbers from 0 to 1, or bytes (uint8) from 0 to 255")
 
 
-def _picture(given: Any, name: str) -> Bool[Tensor, "h w"]:
+def _picture(source: Any, name: str) -> Bool[Tensor, "h w"]:
     """A mask in a file or a PIL picture, which is white or black."""
     from PIL import Image
 
-    if not isinstance(given, (str, Path, Image.Image)):
-        raise ValueError(f"{name} is a {type(given).__name__}; give a file, a PIL picture or a tensor (h, w) of True and False")
-    levels = load_image(given).mean(0)
-    if _transparent(given):
-        raise ValueError(f"{name} {_called(given)} has transparent parts, which say nothing: give black and white")
+    if not isinstance(source, (str, Path, Image.Image)):
+        raise ValueError(f"{name} is a {type(source).__name__}; give a file, a PIL picture or a tensor (h, w) of True and False")
+    levels = load_image(source).mean(0)
+    if _transparent(source):
+        raise ValueError(f"{name} {_called(source)} has transparent parts, which say nothing: give black and white")
     return levels >= 0
 
 
-def _transparent(given: Any) -> bool:
+def _transparent(source: Any) -> bool:
     from PIL import Image
 
-    if not isinstance(given, Image.Image):
-        with Image.open(Path(given).expanduser()) as picture:
+    if not isinstance(source, Image.Image):
+        with Image.open(Path(source).expanduser()) as picture:
             return _transparent(picture)
-    return "A" in given.getbands() and given.getchannel("A").getextrema()[0] != 255
+    return "A" in source.getbands() and source.getchannel("A").getextrema()[0] != 255
 
 
-def _called(given: Any) -> str:
-    return str(given) if isinstance(given, (str, Path)) else "picture"
+def _called(source: Any) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "picture"

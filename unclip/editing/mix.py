@@ -25,7 +25,7 @@ from .sources import Source, embeddings
 def mix(
     pipe: Pipeline,
     sources: Sequence[Source],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float | int] | None = None,
     n: int = 1,
     guidance: float | None = None,
     seed: int = 0,
