@@ -24,11 +24,12 @@ from unclip.editing.inpaint import inpaint_sampling
 from unclip.randomness import Noise
 
 AT_ONCE = 20
-DEFAULT, SOLVER, REPAINT, NO_CAPTION, MEAN, ANEW = (
+DEFAULT, SOLVER, REPAINT, NO_CAPTION, SOLVER_ALONE, MEAN, ANEW = (
     "ddpm 50 around what is kept",
     "the decoder's own solver around what is kept",
     "RePaint, 25 steps, jump 5, 4 times",
     "ddpm 50, without the caption",
+    "the decoder's own solver, without the caption",
     "mean colour of what is kept",
     "drawn anew, what is kept pasted over",
 )
@@ -103,6 +104,7 @@ def draw(run: Run) -> Drawn:
         SOLVER: (few, {"decoder": own}),
         REPAINT: (few, {"decoder": inpaint_sampling(run.pipe.decoder, True)}),
         NO_CAPTION: (few, {"caption": None}),
+        SOLVER_ALONE: (few, {"caption": None, "decoder": own}),
     }
     numbers: Numbers = {}
     rows: list[list[Tensor]] = [[] for _ in range(min(options.rows, few))]
