@@ -258,8 +258,8 @@ def _refuse_there(path: Path, overwrite: bool) -> None:
 def _refuse_read(path: Path, inputs: Iterable[str | Path]) -> None:
     for one in inputs:
         with suppress(OSError, RuntimeError):  # a caption is no path, or too long a one
-            given = Path(one).expanduser()
-            same = given.samefile(path) or (given.is_dir() and path.resolve().is_relative_to(given.resolve()))
+            place = Path(one).expanduser()
+            same = place.samefile(path) or (place.is_dir() and path.resolve().is_relative_to(place.resolve()))
             if same:
                 raise ValueError(f"{path} is read here (for {visible(one)}), so it is not replaced: choose another output")
 

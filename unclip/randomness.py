@@ -70,8 +70,8 @@ class Noise:
 def check_noise(noise: Any, count: int, what: str) -> None:
     """ValueError unless there is one stream for each of `count` rows: one stream would be given to all of them."""
     if not isinstance(noise, Noise):
-        told = f"noise is {noise!r}; a stream for each picture is expected"
-        raise ValueError(f"{told}: Noise.of(seed, range({count})), from unclip import Noise")
+        problem = f"noise is {noise!r}; a stream for each picture is expected"
+        raise ValueError(f"{problem}: Noise.of(seed, range({count})), from unclip import Noise")
     if len(noise) != count:
         raise ValueError(f"{count} {what} need a noise stream each, got {len(noise)}: Noise.of(seed, range({count}))")
 

@@ -84,8 +84,8 @@ def check_steps(steps: int | str | Sequence[int], least: int = 1) -> None:
         if steps < least:
             raise ValueError(f"steps is {steps}; it must be a whole number of at least {least}, sections or a list of timesteps")
     elif len(steps) < 2 or any(s < 0 or s >= t for t, s in zip(steps, steps[1:])):
-        told = "a list of timesteps has at least two and descends, to 0 or above"
-        raise ValueError(f"steps is {steps}; {told}, as (999, 500, 0); for so many steps give the number")
+        problem = "a list of timesteps has at least two and descends, to 0 or above"
+        raise ValueError(f"steps is {steps}; {problem}, as (999, 500, 0); for so many steps give the number")
 
 
 def strided(steps: str) -> int | None:
@@ -97,7 +97,7 @@ def strided(steps: str) -> int | None:
 def sections(steps: str) -> list[int]:
     """ "10,10,3,2,2" as numbers, one for each section of the schedule; ValueError for other words."""
     try:
-        counts = [int(part) for part in steps.split(",")]
+        counts = [int(number) for number in steps.split(",")]
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:

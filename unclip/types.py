@@ -88,8 +88,8 @@ class Cond(NamedTuple):
 def check_text(text: Any) -> Text:
     """Captions as encoders give them; ValueError for anything else."""
     if not isinstance(text, Text):
-        told = f"captions came as {type(text).__name__}; a Text is expected"
-        raise ValueError(f"{told}: clip.encode_text([...]), or Text.of([...]) for a part that reads the strings itself")
+        problem = f"captions came as {type(text).__name__}; a Text is expected"
+        raise ValueError(f"{problem}: clip.encode_text([...]), or Text.of([...]) for a component that reads the strings itself")
     return text
 
 

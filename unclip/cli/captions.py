@@ -20,11 +20,11 @@ def captions(
         glossary = Glossary.of(model)
         if glossary is None:
             raise ValueError(f"{model} does not tell its captions: there is no {FILE} in its folder")
-        found = glossary.search(text := " ".join(words or ()))
-        if not found and (found := glossary.search(text, every=False)):
+        matches = glossary.search(text := " ".join(words or ()))
+        if not matches and (matches := glossary.search(text, every=False)):
             typer.echo(f"no caption of {model} has all of {text!r}; with one of them:", err=True)
-        if not found:
+        if not matches:
             near = ", ".join(glossary.near(text))
             raise ValueError(f"no caption of {model} has {text!r}{f'; near: {near}' if near else ''}")
-        for caption in found:
+        for caption in matches:
             typer.echo(caption)

@@ -124,8 +124,8 @@ def _tell_unknown(model: str, captions: Sequence[str]) -> None:
 
     if captions and (glossary := Glossary.of(model)) is not None:
         for caption in captions:
-            if (told := glossary.unknown(caption)) is not None:
-                warnings.warn(told, stacklevel=1)
+            if (hint := glossary.unknown(caption)) is not None:
+                warnings.warn(hint, stacklevel=1)
 
 
 def class_labels(words: Sequence[str], names: Sequence[str]) -> list[int | str]:

@@ -30,8 +30,8 @@ def rerank(clip: ImageTextEncoder, images: Float[Tensor, "b 3 h w"], captions: S
         problem = f"{len(images)} pictures and {count} captions, of each of which k = {k} shall be kept"
         raise ValueError(f"{problem}: as many pictures for each caption, one after the other, and k from 1 to their number")
     text = clip.encode_text(list(captions)).z_t.float()
-    parts = [clip.encode_image(images[i : i + AT_ONCE].to(text.device)).float() for i in range(0, len(images), AT_ONCE)]
-    embeds = normalize(torch.cat(parts), dim=-1).unflatten(0, (count, -1))  # (c, n, d)
+    chunks = [clip.encode_image(images[i : i + AT_ONCE].to(text.device)).float() for i in range(0, len(images), AT_ONCE)]
+    embeds = normalize(torch.cat(chunks), dim=-1).unflatten(0, (count, -1))  # (c, n, d)
     scores = (embeds * normalize(text, dim=-1)[:, None]).sum(-1).cpu()  # (c, n); a product of matrices would be rounded
     order = scores.argsort(dim=1, descending=True, stable=True)
     blank = torch.tensor([not caption.strip() for caption in captions])

@@ -33,7 +33,7 @@ def img2img(
 ) -> Edit:
     """n drawings of each picture, in its colours and layout, of what its caption says (SDEdit; GLIDE 4.2).
 
-    strength: which part of the decoder's steps is taken, from the picture with that much noise: near 0 the picture stays, 1 is
+    strength: the fraction of the decoder's steps that is taken, from the picture with so much noise: near 0 it stays, 1 is
     `generate` to the last bit.  On a cosine schedule most happens from 0.6 to 0.9.  picture: one or several; caption: one for
     all, or one each.  guidance: of the decoder.  options: all others of the pipeline's `generate`.  Returns one row per picture.
     """
@@ -60,8 +60,8 @@ def fitted(source: SourceImages, size: int) -> Tensor:
 
 def each(caption: str | Sequence[str] | None, count: int) -> Any:
     """One caption for each of several pictures."""
-    said = [caption] if isinstance(caption, str) else caption
-    return said * count if isinstance(said, list) and len(said) == 1 else said
+    captions = [caption] if isinstance(caption, str) else caption
+    return captions * count if isinstance(captions, list) and len(captions) == 1 else captions
 
 
 def each_label(options: dict[str, Any], init: InitImages) -> dict[str, Any]:
@@ -78,20 +78,20 @@ def guided(pipe: Painter, sampling: Sampling | None, guidance: float | None) -> 
 
 
 def edit_of(
-    pipe: Painter, verb: str, made: Any, label: str, before: Tensor, about: dict[str, str], n: int, seed: int, first: int
+    pipe: Painter, verb: str, made: Any, label: str, before: Tensor, metadata: dict[str, str], n: int, seed: int, first: int
 ) -> Edit:
     """What `generate` has returned, n pictures a row, as an edit beside the pictures that were given."""
-    said = set(made.captions)
-    about = {"edit": verb, "seed": str(seed), "model": pipe.name, **about}
+    captions = set(made.captions)
+    metadata = {"edit": verb, "seed": str(seed), "model": pipe.name, **metadata}
     return Edit(
         verb=verb,
         images=made.images,
         latent=made.latent,
         stages=made.stages,
-        labels=(label,) * len(made) if len(said) == 1 else tuple(f"{caption}, {label}" for caption in made.captions),
+        labels=(label,) * len(made) if len(captions) == 1 else tuple(f"{caption}, {label}" for caption in made.captions),
         columns=n,
         sources=before if len(before) > 1 else before.expand(len(made) // n, -1, -1, -1),
-        metadata=about | ({"caption": said.pop()} if len(said) == 1 else {}),
+        metadata=metadata | ({"caption": captions.pop()} if len(captions) == 1 else {}),
         first=first,
         numbers=tuple(index for _, index in made.seeds),
     )

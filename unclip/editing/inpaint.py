@@ -100,7 +100,7 @@ def known(source: SourceImages, keeps: Sequence[Tensor], sizes: Sequence[int], f
         if any(has):
             fitted = torch.cat([fit_square(image, size) for image in full])
             images[size] = source.stages[size].float().cpu() if size in source.stages else fitted
-            weight[size] = torch.cat([at_size(one, size) * float(own) for one, own in zip(soft, has)])
+            weight[size] = torch.cat([at_size(one, size) * float(has_pixels) for one, has_pixels in zip(soft, has)])
     small, largest = weight[sizes[0]], weight[max(weight)]
     whole = "of the square that is used of it" if any(k.shape[-2] != k.shape[-1] for k in keeps) else "of it"
     for i in range(len(full)):

@@ -38,8 +38,8 @@ def keep_masks(
     read *= len(sizes) if len(read) == 1 else 1
     for one, (height, width) in zip(read, sizes):
         if one.shape[-2:] != (height, width):
-            told = f"{name} has {one.shape[-1]} x {one.shape[-2]} pixels, its picture {width} x {height}"
-            raise ValueError(f"{told}: a mask is as large as its picture (width x height)")
+            problem = f"{name} has {one.shape[-1]} x {one.shape[-2]} pixels, its picture {width} x {height}"
+            raise ValueError(f"{problem}: a mask is as large as its picture (width x height)")
     return read
 
 
@@ -91,8 +91,8 @@ def _decided(values: Tensor, name: str) -> Tensor:
         return values >= 0.5
     if not values.is_floating_point() and low >= 0 and high <= (255 if values.dtype == torch.uint8 else 1):
         return values >= (1 if high <= 1 else 128)
-    told = f"{name} holds {values.dtype} from {low:g} to {high:g}"
-    raise ValueError(f"{told}; a mask holds True and False, or numbers from 0 to 1, or bytes (uint8) from 0 to 255")
+    problem = f"{name} holds {values.dtype} from {low:g} to {high:g}"
+    raise ValueError(f"{problem}; a mask holds True and False, or numbers from 0 to 1, or bytes (uint8) from 0 to 255")
 
 
 def _picture(source: Any, name: str) -> Bool[Tensor, "h w"]:

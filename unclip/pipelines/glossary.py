@@ -41,17 +41,17 @@ class Glossary:
         every=False: at least one of those that tell what is to be seen.
         """
         wanted, enough = (words(text), all) if every else (self.content(text), any)
-        found = [
+        matches = [
             caption
-            for caption, own in zip(self.captions, self._words)
-            if enough(any(word.startswith(start) for word in own) for start in wanted)
+            for caption, known in zip(self.captions, self._words)
+            if enough(any(word.startswith(start) for word in known) for start in wanted)
         ]
-        return sorted(found, key=lambda caption: (len(caption), caption))
+        return sorted(matches, key=lambda caption: (len(caption), caption))
 
     def near(self, text: str, n: int = 3) -> list[str]:
         """Known words that are spelt much like those of the text: for each word its nearest first."""
-        found = [difflib.get_close_matches(word, sorted(self.words), n, 0.75) for word in self.content(text)]
-        ranked = [near for row in zip_longest(*found) for near in row if near]
+        matches = [difflib.get_close_matches(word, sorted(self.words), n, 0.75) for word in self.content(text)]
+        ranked = [near for row in zip_longest(*matches) for near in row if near]
         return list(dict.fromkeys(ranked))[:n]
 
     def content(self, text: str) -> list[str]:
@@ -68,5 +68,5 @@ class Glossary:
         if not content or any(self.knows(word) for word in content):
             return None
         near = self.near(caption)
-        told = f"; near: {', '.join(near)}" if near else ""
-        return f"the model knows no word of {caption!r}: {', '.join(content)}{told} (unclip captions WORD searches what it knows)"
+        hint = f"; near: {', '.join(near)}" if near else ""
+        return f"the model knows no word of {caption!r}: {', '.join(content)}{hint} (unclip captions WORD searches what it knows)"

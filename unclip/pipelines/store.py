@@ -65,9 +65,9 @@ def load(
     weights = [file for name in loads for file in (stored.folder / name).glob("*.safetensors")]
     total = sum(file.stat().st_size for file in weights) or None  # not known of other packages' files
     with Bars(progress) as bars, reading(bars.counter(f"loading {stored.name}", total, unit="B", unit_scale=True)):
-        found = {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
+        components = {name: keeper.add(load) if keeper and name != "guide" else load() for name, load in loads.items()}
         bars.finish()
-        return found
+        return components
 
 
 def prior_of(stored: Stored, component: str, source: str | Path) -> Callable[[], Component[Any]]:

@@ -117,20 +117,20 @@ def size_of(kind: type[Task], config: Config, spec: DataSpec, clip: CLIP | None)
     return max(sides, default=None)
 
 
-def _refuse_widths(read: Widths | None, given: Widths, component: type, training: Training) -> None:
+def _refuse_widths(read: Widths | None, actual: Widths, component: type, training: Training) -> None:
     """Before anything is embedded: ValueError where a component reads the answers of another CLIP than this one."""
     if read is None:
         return
     wrong = []
-    if read.embed not in (1, given.embed):  # 1 = none are read
-        wrong.append(f"embeddings of {read.embed} numbers, and {training.clip} gives {given.embed}")
-    if read.states not in (1, given.states):
-        wrong.append(f"token states of {read.states} numbers, and {training.clip} gives {given.states}")
-    if read.context < given.context and not read.cut:
-        wrong.append(f"captions of {read.context} positions, and {training.clip} gives {given.context}")
+    if read.embed not in (1, actual.embed):  # 1 = none are read
+        wrong.append(f"embeddings of {read.embed} numbers, and {training.clip} gives {actual.embed}")
+    if read.states not in (1, actual.states):
+        wrong.append(f"token states of {read.states} numbers, and {training.clip} gives {actual.states}")
+    if read.context < actual.context and not read.cut:
+        wrong.append(f"captions of {read.context} positions, and {training.clip} gives {actual.context}")
     if wrong:
-        told = f"this {component.__name__} reads {'; '.join(wrong)}"
-        raise ValueError(f"{told}: name the CLIP that it is meant for (clip), or change the model's config")
+        problem = f"this {component.__name__} reads {'; '.join(wrong)}"
+        raise ValueError(f"{problem}: name the CLIP that it is meant for (clip), or change the model's config")
 
 
 def _refuse_lacking(data: Data, reads: tuple[str, ...], clip: CLIP | None, component: str) -> None:
