@@ -17,7 +17,7 @@ from unclip.sampling import Sampling
 class InitImages:
     """Pictures (b, 3, s, s) in [-1, 1] by side s, a row for each caption; what `img2img` and `inpaint` make of theirs.
 
-    strength: the fraction of the decoder's steps that is taken, from the picture with so much noise (SDEdit); 1 = all, from noise.
+    strength: the fraction of the decoder's steps taken, from the picture with so much noise (SDEdit); 1 = all, from noise.
     keep: weights (b, 1, s, s) by side, 1 = the pixel is kept, 0 = drawn, between them blended; a stage of a side that is missing
     knows of the picture only what it sees in the smaller one.
     image_embed: z_i (b, d), where no prior shall draw one.
