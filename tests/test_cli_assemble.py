@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import tiny
+from test_decoder_classifier import classifier
 from test_pipelines_cascade import NAMES, decoder
 from typer.testing import CliRunner
 
+from decoder import Classifier
 from unclip.cli import app
 from unclip.conditions import Conditions, Label
+from unclip.diffusion.schedule import ScheduleConfig
 from unclip.pipelines.cascade import Cascade
 from unclip.pipelines.load import from_pretrained
 
@@ -43,6 +46,21 @@ def test_a_cascade_is_assembled_of_parts_that_need_no_clip() -> None:
     assert Path("dog.png").is_file()
     call("assemble", "editor", "--clip", "model", "--decoder", "model:decoder")
     assert from_pretrained("editor").prior is None
+
+
+def test_a_cascade_is_assembled_with_its_guide() -> None:
+    classifier(names=NAMES).save_pretrained("classifier")
+    decoder(Conditions(label=Label(classes=3, names=NAMES))).save_pretrained("guided")
+    call("assemble", "steered", "--decoder", "guided", "--guide", "classifier")
+    pipe = from_pretrained("steered")
+    assert isinstance(pipe.guide, Classifier) and pipe.provenance["parts"]["guide"] == {"from": "classifier"}
+    told = call("assemble", "wrong", "--decoder", "guided", "--guide", "guided", code=2)
+    assert "--guide guided is a Decoder, and what guides, as a Classifier, is expected here" in told
+    told = call("assemble", "wrong", "--decoder", "model", "--clip", "model", "--guide", "classifier", code=2)
+    assert "--guide is for models without a CLIP" in told
+    classifier(names=NAMES, schedule=ScheduleConfig(name="linear")).save_pretrained("other")
+    told = call("assemble", "wrong", "--decoder", "guided", "--guide", "other", code=2)
+    assert "was trained with another noise schedule" in told and not Path("wrong").exists()
 
 
 @pytest.mark.parametrize(

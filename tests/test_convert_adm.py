@@ -127,7 +127,7 @@ def test_files_in_a_folder_are_a_cascade(tmp_path: Path) -> None:
     assert isinstance(pipe, Cascade) and pipe.sizes == (64, 256) and pipe.decoder.takes == ("label",)
     types = {name: next(c.parameters()).dtype for name, c in pipe.components.items()}
     assert types == {"decoder": torch.bfloat16, "upsampler_256": torch.bfloat16, "guide": torch.float32}
-    convert(folder, tmp_path / "ours", "bfloat16")
+    convert(folder, tmp_path / "ours")
     again = open_pipeline(tmp_path / "ours", dtype="bfloat16")
     assert again.kind == "Cascade" and again.provenance["files"] == ", ".join((WHOLE[0], WHOLE[2], WHOLE[1]))
     for name, load in again.components.items():

@@ -110,6 +110,9 @@ def assemble(
     ] = None,
     prior: Annotated[str | None, typer.Option(help="As --decoder; without one the pipeline edits pictures only.")] = None,
     upsampler: Annotated[list[str] | None, typer.Option(help="The same; several in the order of use.")] = None,
+    guide: Annotated[
+        str | None, typer.Option(help="As --decoder, without a CLIP: what steers that by its gradient, as a Classifier.")
+    ] = None,
     ar_prior: Annotated[str | None, typer.Option(help="A second prior, for `generate --prior ar`.")] = None,
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
@@ -124,12 +127,14 @@ def assemble(
         from unclip.pipelines.cascade import Cascade
         from unclip.pipelines.unclip import UnCLIP
         from unclip.runs import load_clip, open_component
-        from unclip.types import Decoder, Prior, Upsampler
+        from unclip.types import Decoder, GuideModel, Prior, Upsampler
 
         kind = dtype_of(dtype)
         if clip is None and (prior or ar_prior):
             raise ValueError("--prior draws the embeddings of a CLIP: name that too, with --clip")
-        named = {"clip": clip, "prior": prior, "decoder": decoder, "ar_prior": ar_prior}
+        if clip is not None and guide is not None:
+            raise ValueError("--guide is for models without a CLIP: a model with one is steered by its captions and embeddings")
+        named = {"clip": clip, "prior": prior, "decoder": decoder, "guide": guide, "ar_prior": ar_prior}
         sources = {stage: source for stage, source in named.items() if source} | {
             f"upsampler {i + 1}": source for i, source in enumerate(upsampler or [])
         }
@@ -142,6 +147,7 @@ def assemble(
         )
         drawing = _component("decoder", decoder, Decoder, "a Decoder")
         uppers = [_component("upsampler", source, Upsampler, "an Upsampler") for source in upsampler or []]
+        steering = None if guide is None else _component("guide", guide, GuideModel, "what guides, as a Classifier,")
         second = open_component(ar_prior, "ar_prior") if ar_prior else None
         if second is not None and not isinstance(second, ARPrior):
             raise ValueError(f"--ar-prior {ar_prior} is a {type(second).__name__}, not an ARPrior")
@@ -151,7 +157,7 @@ def assemble(
         options: dict[str, Any] = {"name": name or folder.name}
         options["provenance"] = {"parts": {stage: _metadata(source) for stage, source in sources.items()}}
         if clip is None:
-            Cascade(drawing, uppers, **options).save_pretrained(folder, kind, overwrite=overwrite)
+            Cascade(drawing, uppers, guide=steering, **options).save_pretrained(folder, kind, overwrite=overwrite)
         else:
             pipe = UnCLIP(load_clip(clip), first, drawing, uppers, **options)
             pipe.save_pretrained(folder, kind, ar_prior=second, overwrite=overwrite)

@@ -90,7 +90,7 @@ def convert(
             if isinstance(component, CLIP):
                 record = identity(component)
             kinds[name] = type(component).__name__
-            component.write(aside / name, None if name == "guide" else kind, name)  # whose gradients need all their digits
+            component.write(aside / name, kind, name)
             del component
         settings: dict[str, Any] = {"candidates": stored.candidates, "clip_identity": record} if stored.kind == "UnCLIP" else {}
         index = Index(kind=stored.kind, name=stored.name, components=kinds, **settings)
