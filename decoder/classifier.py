@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class ClassifierConfig(Config, frozen=True, kw_only=True):
     classes: int
     names: tuple[str, ...] = ()  # of the classes, where they have some
     schedule: ScheduleConfig = ScheduleConfig()
-    first_timestep: int = 1  # what the network sees for t = 1; public weights count from 0
+    first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
     scale: float = 1.0  # of the gradient, where nothing else is asked for
 
     def __post_init__(self) -> None:
@@ -41,8 +43,6 @@ class ClassifierConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"classes is {self.classes}; a classifier tells at least 2 apart")
         if self.names and (len(self.names) != self.classes or len(set(self.names)) < len(self.names)):
             raise ValueError(f"{len(self.names)} names for {self.classes} classes; give one each, all different, or none")
-        if self.first_timestep not in (0, 1):
-            raise ValueError(f"first_timestep is {self.first_timestep}; networks count timesteps from 0 or from 1")
         if not abs(self.scale) < float("inf"):
             raise ValueError(f"scale is {self.scale}; it must be a finite number")
         width = self.unet.channels * self.unet.multiple[-1]
