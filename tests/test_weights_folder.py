@@ -111,8 +111,8 @@ def test_the_weights_that_are_meant(tmp_path: Path, names: list[str], variant: s
 @pytest.mark.parametrize(
     ("names", "variant", "told"),
     [
-        ([SAFE, HALF], None, r"several weights, model.fp16.safetensors, model.safetensors: say which \(variant fp16 or plain\)"),
-        ([SAFE, SHARDED], None, rf"several weights, {SAFE}, {SHARDED}: say which \(variant NAME-OF-THE-FILE\)"),
+        ([SAFE, HALF], None, r"several weights, model.fp16.safetensors, model.safetensors: say which \(--variant fp16 or plain; in Python variant=...\)"),
+        ([SAFE, SHARDED], None, rf"several weights, {SAFE}, {SHARDED}: say which \(--variant NAME-OF-THE-FILE; in Python"),
         ([SAFE, SHARDED], "plain", f"several weights, {SAFE}, {SHARDED}"),
         ([SAFE, "diffusion_pytorch_model.safetensors"], None, f"several weights, diffusion_pytorch_model.safetensors, {SAFE}"),
         (["pytorch_model.bin", "pytorch_model.non_ema.bin"], None, "several weights, pytorch_model.bin, pytorch_model.non_em"),

@@ -10,7 +10,7 @@ import typer
 
 from unclip.progress import Bars
 
-from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, load
+from .common import Device, Dtype, Errors, First, Guidance, Model, Offload, Overwrite, Seed, Variant, load
 from .job import LATENT, Job, Output, Size, check_edit, inversion_of, is_latent, open_job, read_source, rows_of, write
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def vary(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw variations of a picture: what it shows, with other details."""
@@ -50,7 +51,7 @@ def vary(
         _refuse_inversion([image], inversion_steps, refine)
         source, eta = read_source(image), 1.0 if eta is None else eta
         check_edit(output, range(first, first + n * rows_of(source)), [image], overwrite)
-        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload, variant)
         with Bars() as bars:
             edit = job.pipe.vary(
                 source,
@@ -81,6 +82,7 @@ def interpolate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a path from picture to picture, or from caption to caption."""
@@ -93,7 +95,7 @@ def interpolate(
         opened = [read_source(source) for source in sources]
         count = (sum(map(rows_of, opened)) - 1) * (steps - 1) + 1
         check_edit(output, range(count), sources, overwrite)
-        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload, variant)
         with Bars() as bars:
             edit = job.pipe.interpolate(
                 opened,
@@ -126,6 +128,7 @@ def diff(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a picture towards what one caption says and another does not."""
@@ -133,7 +136,7 @@ def diff(
         _refuse_inversion([image], inversion_steps, refine)
         opened = read_source(image)
         check_edit(output, range(steps * rows_of(opened)), [image], overwrite)
-        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload, variant)
         with Bars() as bars:
             edit = job.pipe.text_diff(
                 opened,
@@ -163,6 +166,7 @@ def reconstruct(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture from its latent again, or from the first principal components of its embedding."""
@@ -175,7 +179,7 @@ def reconstruct(
         components = None if pca is None else _numbers(pca)
         source = read_source(image)
         check_edit(output, range(rows_of(source) * (1 if components is None else len(components))), [image], overwrite)
-        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload)
+        job = open_job(model, device, dtype, size, guidance, inversion_steps, refine, offload, variant)
         with Bars() as bars:
             if components is None:
                 edit = job.pipe.reconstruct(source, size=job.size, seed=seed, inversion=job.inversion, callback=bars)
@@ -192,6 +196,7 @@ def invert(
     refine: Refine = None,
     device: Device = "cpu",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a picture's latent pair (z_i, x_T), from which edits start at once."""
@@ -201,7 +206,7 @@ def invert(
         check_files([check_output(output, (LATENT,), folder=False)], overwrite, [image])
         if is_latent(image):
             raise ValueError(f"{image} is a latent already: give the picture")
-        pipe = load(model, device, "float32", "prior", offload)
+        pipe = load(model, device, "float32", "prior", offload, variant)
         job = Job(pipe, pipe.sizes[0], inversion_of(pipe, inversion_steps, refine))
         with Bars() as bars:
             latent = pipe.invert(image, inversion=job.inversion, callback=bars)

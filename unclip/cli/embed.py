@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, Errors
+from .common import Device, Errors, Variant
 from .data import Source
 
 
@@ -22,6 +22,7 @@ def embed(
     dtype: Annotated[str, typer.Option(help="What is stored: float32, or float16 for half the disk.")] = "float32",
     threads: Annotated[int, typer.Option(help="That read and decode at once, in each process.", min=1)] = 4,
     device: Device = "cpu",
+    variant: Variant = None,
 ) -> None:
     """Precompute CLIP image and text embeddings, in shards; the same command goes on where it was cut off.
 
@@ -51,7 +52,7 @@ def embed(
             raise ValueError(f"{source} holds embeddings already; give the pictures")
         data = Reader(opened, None)
         place = device_of(device)
-        clip = load_clip(model).to(place)
+        clip = load_clip(model, variant).to(place)
         disable = True if rank else None
         with tqdm(desc="embed", total=-(-len(data) // world), unit="picture", file=sys.stderr, disable=disable) as bar:
             done = run(

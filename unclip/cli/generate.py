@@ -24,6 +24,7 @@ from .common import (
     Overwrite,
     PreviewFile,
     Seed,
+    Variant,
     load_any,
     watched,
 )
@@ -63,6 +64,7 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures for captions."""
@@ -87,7 +89,7 @@ def generate(
 
         see = None if preview is None else Preview(preview)
         _tell_unknown(model, captions or ())
-        pipe = load_any(model, device, dtype, KINDS[prior], offload)
+        pipe = load_any(model, device, dtype, KINDS[prior], offload, variant)
         samplings = settings(pipe, preset, steps, guidance, prior_guidance)
         request: dict[str, Any] = {"n": n, "seed": seed, "first": first, "size": size, "negative": negative, "best_of": best_of}
         request |= {"decoder": samplings["decoder"], "upsamplers": [samplings[name] for name in upsamplers(pipe)]}
@@ -137,23 +139,27 @@ def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, or ADM's files.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write public weights of another format in this package's, without running anything in them."""
     with Errors(source):
         from unclip.convert import convert as run
 
-        run(source, folder, dtype, overwrite=overwrite)
+        run(source, folder, dtype, variant, overwrite=overwrite)
         typer.echo(folder)
 
 
-def info(model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji") -> None:
+def info(
+    model: Annotated[str, typer.Argument(help="A shipped name, a folder, or a hub id.")] = "emoji",
+    variant: Variant = None,
+) -> None:
     """Print components, parameters, sampling defaults and provenance of a model."""
     with Errors(model):
         from unclip import __version__
         from unclip.types import Adjustable
 
-        pipe = load_any(model, "cpu", "float32")
+        pipe = load_any(model, "cpu", "float32", variant=variant)
         typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
         total = 0
         for name, component in pipe.components.items():

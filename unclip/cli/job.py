@@ -44,13 +44,14 @@ def open_job(
     inversion_steps: int | None,
     refine: int | None,
     offload: bool = False,
+    variant: str | None = None,
 ) -> Job:
     """Load the model and look at what all edits share, before minutes are spent on what cannot work."""
     from unclip.sampling import Sampling
 
     if guidance is not None:
         Sampling(guidance=guidance)
-    pipe = load(model, device, dtype, "prior", offload)
+    pipe = load(model, device, dtype, "prior", offload, variant)
     return Job(pipe, edit_size(pipe, size), inversion_of(pipe, inversion_steps, refine))
 
 

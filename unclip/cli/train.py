@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Errors, Overwrite
+from .common import Errors, Overwrite, Variant
 
 if TYPE_CHECKING:
     from unclip.runs import Training
@@ -116,6 +116,7 @@ def assemble(
     ar_prior: Annotated[str | None, typer.Option(help="A second prior, for `generate --prior ar`.")] = None,
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Put trained components together to a pipeline that every command takes as --model."""
@@ -143,12 +144,12 @@ def assemble(
         first = (
             None
             if prior is None
-            else _component("prior", prior, Prior, "a prior (a DiffusionPrior, ARPrior or ContrastivePrior)")
+            else _component("prior", prior, Prior, "a prior (a DiffusionPrior, ARPrior or ContrastivePrior)", variant)
         )
-        drawing = _component("decoder", decoder, Decoder, "a Decoder")
-        uppers = [_component("upsampler", source, Upsampler, "an Upsampler") for source in upsampler or []]
-        steering = None if guide is None else _component("guide", guide, GuideModel, "what guides, as a Classifier,")
-        second = open_component(ar_prior, "ar_prior") if ar_prior else None
+        drawing = _component("decoder", decoder, Decoder, "a Decoder", variant)
+        uppers = [_component("upsampler", source, Upsampler, "an Upsampler", variant) for source in upsampler or []]
+        steering = None if guide is None else _component("guide", guide, GuideModel, "what guides, as a Classifier,", variant)
+        second = open_component(ar_prior, "ar_prior", variant) if ar_prior else None
         if second is not None and not isinstance(second, ARPrior):
             raise ValueError(f"--ar-prior {ar_prior} is a {type(second).__name__}, not an ARPrior")
         if clip is None and "image_embed" in drawing.takes:
@@ -159,17 +160,17 @@ def assemble(
         if clip is None:
             Cascade(drawing, uppers, guide=steering, **options).save_pretrained(folder, kind, overwrite=overwrite)
         else:
-            pipe = UnCLIP(load_clip(clip), first, drawing, uppers, **options)
+            pipe = UnCLIP(load_clip(clip, variant), first, drawing, uppers, **options)
             pipe.save_pretrained(folder, kind, ar_prior=second, overwrite=overwrite)
         typer.echo(folder)
 
 
-def _component(option: str, source: str, contract: type, expected: str) -> Any:
+def _component(option: str, source: str, contract: type, expected: str, variant: str | None) -> Any:
     """A component; ValueError where it is of another kind than the option's."""
     from unclip.contracts import keep_contract
     from unclip.runs import open_component
 
-    component = open_component(source, option)
+    component = open_component(source, option, variant)
     try:
         keep_contract(component, contract)
     except ValueError:

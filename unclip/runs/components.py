@@ -21,21 +21,22 @@ from .training import Training
 MODEL, IDENTITY, RECORD = "model", "clip_identity.json", "training.json"  # in the run folder
 
 
-def load_clip(source: str) -> CLIP:
-    """A CLIP by what `Training.clip` may say."""
+def load_clip(source: str, variant: str | None = None) -> CLIP:
+    """A CLIP by what `Training.clip` may say.  variant: which of several weights in a folder, as in `open_component`."""
     if source.startswith(OPEN_CLIP):
         return CLIP(named_clip(source)).eval()
-    component = open_component(source, "clip")
+    component = open_component(source, "clip", variant)
     if not isinstance(component, CLIP):
         raise ValueError(f"{source} holds a {type(component).__name__}, not a CLIP")
     return component
 
 
-def open_component(source: str, name: str | None = None) -> Component[Any]:
+def open_component(source: str, name: str | None = None, variant: str | None = None) -> Component[Any]:
     """A component, which knows its CLIP where that is on record.
 
     source: a component's folder, a run folder (one that has not ended gives the averaged weights of its newest state), or a
     pipeline's component, as "emoji:prior"; `name` is the one to take where the source names none.
+    variant: which weights, where a folder holds several.
     """
     source, name = split_name(source, name)
     folder = path_of(source)
@@ -45,8 +46,8 @@ def open_component(source: str, name: str | None = None) -> Component[Any]:
             component.clip_identity = read_json(folder / IDENTITY)
         return component
     if (folder / checkpoint.CONFIG).is_file() and not (folder / checkpoint.INDEX).is_file():
-        return _load(folder)
-    stored = checkpoint.open_pipeline(source)
+        return _load(folder, variant)
+    stored = checkpoint.open_pipeline(source, variant=variant)
     if name not in stored.components:
         wrong = f"has no component {name!r}" if name else "is a pipeline"
         raise ValueError(f"{source} {wrong}; it has {', '.join(stored.components)}: name one as {source}:COMPONENT")
@@ -104,5 +105,6 @@ def averaged(run: str | Path) -> Component[Any]:
     return component.eval()
 
 
-def _load(folder: Path) -> Component[Any]:
-    return checkpoint.load_component(folder, class_named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Component))
+def _load(folder: Path, variant: str | None = None) -> Component[Any]:
+    kind = class_named(checkpoint.Record.load(folder / checkpoint.CONFIG).kind, Component)
+    return checkpoint.load_component(folder, kind, variant=variant)
