@@ -242,11 +242,12 @@ def test_random_damage_to_a_state_is_always_found(tmp_path: Path) -> None:
     newest = tmp_path / "state" / "step-00000010"
     for path in sorted(newest.iterdir()):
         data = path.read_bytes()
-        if path.suffix != ".json":  # of the index a changed byte may be white space
-            at = rng.randrange(len(data))
+        letters = [k for k, byte in enumerate(data) if path.suffix != ".json" or not chr(byte).isspace()]
+        for at in rng.sample(letters, 3 if path.suffix != ".json" else 40):
             path.write_bytes(data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :])
-            with pytest.warns(UserWarning, match="have changed"):
+            with pytest.warns(UserWarning, match="have changed|cannot be read|its format is") as told:
                 assert load_ema(tmp_path)["calls"] == 5
+            assert [str(one.message).count("\n") for one in told] == [0]
         path.write_bytes(data[: rng.randrange(len(data))])
         with pytest.warns(UserWarning, match="bytes instead of|cannot be read"):
             assert load_ema(tmp_path)["calls"] == 5

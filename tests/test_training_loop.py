@@ -239,10 +239,10 @@ def test_a_state_behind_broken_ones_is_kept(tmp_path: Path, keep: int, broken: t
 def test_a_run_whose_states_are_all_broken_is_not_started_anew(tmp_path: Path) -> None:
     train(ToyTask(), Circle(), BASE.replace(save_every=5), tmp_path)
     index = tmp_path / "state/step-00000005/state.json"
-    index.write_text(index.read_text().replace('"format": 1', '"format": 2'))
+    index.write_text(index.read_text().replace('"format": 2', '"format": 3'))
     (tmp_path / "state/step-00000010/ema.safetensors").unlink()
     before = states(tmp_path), (tmp_path / "log.jsonl").read_bytes()
-    problems = r"step-00000010 \(ema.safetensors is missing\), step-00000005 \(its format is 2, .*\)"
+    problems = r"step-00000010 \(ema.safetensors is missing\), step-00000005 \(its format is 3, .*\)"
     for use in (lambda: train(ToyTask(), Circle(), BASE, tmp_path), lambda: load_ema(tmp_path)):
         with pytest.raises(ValueError, match=rf"state can be read: {problems}. Move that folder away to start anew"):
             use()

@@ -111,7 +111,7 @@ def test_the_weights_that_are_meant(tmp_path: Path, names: list[str], variant: s
 @pytest.mark.parametrize(
     ("names", "variant", "told"),
     [
-        ([SAFE, HALF], None, r"several weights, model.fp16.safetensors, model.safetensors: say which \(--variant fp16 or plain; in Python variant=...\)"),
+        ([SAFE, HALF], None, r"several weights, model.fp16.safetensors, model.safetensors: say which \(--variant fp16 or plain;"),
         ([SAFE, SHARDED], None, rf"several weights, {SAFE}, {SHARDED}: say which \(--variant NAME-OF-THE-FILE; in Python"),
         ([SAFE, SHARDED], "plain", f"several weights, {SAFE}, {SHARDED}"),
         ([SAFE, "diffusion_pytorch_model.safetensors"], None, f"several weights, diffusion_pytorch_model.safetensors, {SAFE}"),

@@ -71,7 +71,8 @@ def open_karlo(folder: Path, source: str, dtype: torch.dtype | None = None, vari
     missing = [FILES[name] for name, paths in matches.items() if not paths]
     several = [FILES[name] for name, paths in matches.items() if len(paths) > 1]
     if missing or several:
-        wrong = f"it has no {', '.join(missing)}" if missing else f"it has several {', '.join(several)} (--variant FILE takes one, in Python variant=FILE)"
+        choose = "(--variant FILE takes one)"
+        wrong = f"it has no {', '.join(missing)}" if missing else f"it has several {', '.join(several)} {choose}"
         raise ValueError(f"{source} is no whole Karlo: {wrong}; a whole one has one each of {', '.join(FILES.values())}")
     paths = {name: path for name, (path,) in matches.items()}
     clip = _clip(paths["clip"])

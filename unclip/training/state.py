@@ -3,12 +3,13 @@
     run/state/step-00000500/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
 
 Tensors are whole, however many processes share them, and written one by one.  A state is written aside, synced and
-renamed.  `state.json`, written last, holds size and hash of every other file, so that a truncated or altered state is found
-on reading and the one before it is used.
+renamed.  `state.json`, written last, holds size and hash of every other file and a hash of its own contents, so that a truncated
+or altered state is found on reading and the one before it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -28,7 +29,7 @@ from .config import TrainConfig
 from .shard import RowShard
 
 INDEX = "state.json"
-FORMAT = 1
+FORMAT = 2  # format 1, of unclip 0.1.0, had no hash of its own
 NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 NAMES |= {"int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # of types, in safetensors
 
@@ -74,7 +75,8 @@ def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) 
             digest = write_tensors(path, entries, itertools.islice(tensors, len(entries)))
             files[path.name] = {"size": path.stat().st_size, "sha256": digest}
         index = {"format": FORMAT, "step": state.step, "files": files, **state.values}
-        (aside / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n")
+        index["sha256"] = _digest(index)
+        (aside / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         sync(aside / INDEX)
         sync(aside)
         if final.exists():  # a broken state, or a step done again after falling back behind it
@@ -152,7 +154,7 @@ def _read(folder: Path, index: dict[str, Any], only: tuple[str, ...] | None) -> 
 
     names = [name.removesuffix(".safetensors") for name in index["files"]]
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in names if only is None or name in only}
-    values = {key: value for key, value in index.items() if key not in ("format", "step", "files")}
+    values = {key: value for key, value in index.items() if key not in ("format", "step", "files", "sha256")}
     return State(index["step"], tensors, values)
 
 
@@ -170,8 +172,10 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The contents of state.json, and what is wrong with the state or None."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
-        if index["format"] != FORMAT:
-            return {}, f"its format is {index['format']}, this version reads {FORMAT}"
+        if index["format"] not in (1, FORMAT):
+            return {}, f"its format is {index['format']}, this version reads 1 and {FORMAT}"
+        if index.pop("sha256", None) != (None if index["format"] == 1 else _digest(index)):
+            return {}, f"the contents of {INDEX} have changed"
         for name, expected in index["files"].items():
             path = folder / name
             if not path.is_file():
@@ -183,6 +187,11 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:
         int(index["step"])
     except FileNotFoundError:
         return {}, f"{INDEX} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, f"{INDEX} cannot be read"
     return index, None
+
+
+def _digest(index: dict[str, Any]) -> str:
+    """Of what a state.json says, however it is spaced."""
+    return hashlib.sha256(json.dumps(index).encode()).hexdigest()

@@ -50,7 +50,8 @@ def find_weights(
             several = ", ".join(one.path.name for one in same)
             words = sorted({one.variant for one in same})
             choices = f"--variant {' or '.join(words)}" if len(words) == len(same) else "--variant NAME-OF-THE-FILE"
-            raise ValueError(f"{folder} holds several weights, {several}: say which ({choices}; in Python variant=...), or leave one there")
+            choices += "; in Python variant=..."
+            raise ValueError(f"{folder} holds several weights, {several}: say which ({choices}), or leave one there")
         if same:
             return same[0].path
     lies_there = sorted(path.name for path in folder.glob("*") if path.name.endswith(_LIKE_WEIGHTS))
