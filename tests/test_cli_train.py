@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -104,6 +105,25 @@ def test_every_stage_from_pictures_to_a_pipeline() -> None:
     assert UnCLIP.from_pretrained("other").generate("two dogs").images.shape == (1, 3, 16, 16)
     told = CliRunner().invoke(app, ["assemble", "third", "--clip", "runs/clip", *chosen])
     assert told.exit_code == 2 and "another CLIP" in told.output + told.stderr
+
+
+def test_a_disk_that_is_full_when_all_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = file("filled", "prior")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unclip.files.sync", full)  # of the component at the end; states have been written then
+        told = call("train", name, "--run", "runs/filled", code=2)
+    assert "could not write" in told and "filled/model: No space left on device; nothing was left there." in told
+    assert "But the trained weights are safe in runs/filled/state: make room, and the same command ends the training" in told
+    call("train", name, "--run", "runs/filled")
+    made = DiffusionPrior.from_pretrained("runs/filled/model").state_dict()
+    assert all(torch.equal(made[name], tensor) for name, tensor in load_ema("runs/filled").items())
+    Path("runs/filled/model/notes.txt").write_text("mine")
+    monkeypatch.setattr(sys.modules["unclip.runs.train"], "build", None)  # refused before anything is read
+    assert "(it holds notes.txt)" in call("train", name, "train.steps=9", "--run", "runs/filled", code=2)
 
 
 def test_another_training_in_a_begun_folder_is_refused_with_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

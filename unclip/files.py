@@ -177,7 +177,8 @@ def write_folder(
         shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # a full disk reaches us as either
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"could not write {folder}: {reason}; nothing was left there") from None
+        left = "what was there before is kept" if folder.exists() else "nothing was left there"
+        raise ValueError(f"could not write {folder}: {reason}; {left}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

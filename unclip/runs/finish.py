@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from unclip.clip.identity import identity
 from unclip.files import write_files
+from unclip.training.lock import STATES
 
 from . import record
 from .build import Built
@@ -26,12 +26,13 @@ def finish(training: Training, built: Built, ema: dict[str, Tensor], run_dir: Pa
     component.eval()
     if built.clip is not None:
         component.to(built.clip.device)
-        write_files([(run_dir / IDENTITY, (json.dumps(identity(built.clip)) + "\n").encode())])
     built.task.measure(component, built.answers)
-    record.write(training, run_dir)
-    aside = run_dir / f".new-{MODEL}"
-    shutil.rmtree(aside, ignore_errors=True)
-    component.save_pretrained(aside)
-    shutil.rmtree(run_dir / MODEL, ignore_errors=True)
-    aside.rename(run_dir / MODEL)
+    try:
+        if built.clip is not None:
+            write_files([(run_dir / IDENTITY, (json.dumps(identity(built.clip)) + "\n").encode())])
+        record.write(training, run_dir)
+        component.save_pretrained(run_dir / MODEL, overwrite=True)
+    except ValueError as error:  # a full disk
+        told = f"the trained weights are safe in {run_dir / STATES}"
+        raise ValueError(f"{error}.  But {told}: make room, and the same command ends the training") from None
     return run_dir / MODEL

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from unclip.checks import path_of
+from unclip.files import check_folder
+from unclip.index import COMPONENT_FILES
 from unclip.progress import Bars
 from unclip.training import train as run
+from unclip.training.lock import locked
 
 from . import record
 from .build import build
+from .components import MODEL
 from .finish import finish
 from .training import Training
 
@@ -24,10 +28,10 @@ def train(training: Training, run_dir: str | Path, device: Any = "cpu", bars: Ba
     ValueError: the folder holds another training, or something in it does not fit.
     """
     run_dir, main = path_of(run_dir), int(os.environ.get("RANK", "0")) == 0
-    record.refuse_other(training, run_dir)
-    with bars or Bars() as bars:
+    with locked(run_dir, main), bars or Bars() as bars:
+        check_folder(run_dir / MODEL, True, COMPONENT_FILES)  # which the end will write
+        record.refuse_other(training, run_dir)
         built = build(training, device, bars.say if main else _silent, bars=bars if main else None)
-        run_dir.mkdir(parents=True, exist_ok=True)
         if main:
             record.begin(training, run_dir)
             count = sum(p.numel() for p in built.task.model.parameters())

@@ -57,6 +57,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
         for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("max_skips", 1), ("log_every", 1), ("keep", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        for name, most in (("batch", 1_000_000), ("workers", 1_000)):  # a slip, which would take all memory
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it can be at most {most:,}")
         for name in ("validation_samples", "workers", "sample_every", "validate_every", "micro_batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1{', or null' * (name.endswith(('every', 'batch')))}")

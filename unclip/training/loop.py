@@ -22,6 +22,7 @@ from .backward import Backward
 from .blocks import recomputed
 from .config import TrainConfig
 from .exact import deterministic
+from .lock import locked
 from .log import Log, Meter
 from .nan_origin import NanOrigin, nan_origin
 from .optim import Stepper, collect, drop_gradients, gradient_norm, learning_rate, trainable
@@ -54,21 +55,34 @@ def train(
     """Train `task.model`, and nothing else in the task; continue by itself where the run in `run_dir` stopped.
 
     `init`: weights to start a new run from.  `held_out`: data to validate the averaged weights on.  SIGTERM and SIGINT save and
-    exit with 143 and 130.  ValueError: the folder holds another run, or none but broken states.  FloatingPointError: `max_skips`
-    steps in a row had a loss or gradient that is not finite.  `bars`: None = one over the steps, where somebody watches.
+    exit with 143 and 130.  ValueError: the folder holds another run, or none but broken states, or another process trains in it.
+    FloatingPointError: `max_skips` steps in a row had a loss or gradient that is not finite.  `bars`: None = one over the steps,
+    where somebody watches.
     """
     from accelerate import Accelerator
 
-    run_dir = path_of(run_dir)
     accelerator = Accelerator(mixed_precision="no")  # the precision is the config's: a plain autocast, in Backward
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    _refuse_strangers(world)
+    _refuse_strangers(accelerator.num_processes)
     if config.best is not None and held_out is None:
         raise ValueError(f"best is {config.best!r}, but there is no held-out data to validate on: give some, or set best to null")
-    mine = slice_for(config.batch, rank, world)
     if len(data) < 1:
         raise ValueError("the data is empty: nothing to train on")
+    with locked(path_of(run_dir), accelerator.is_main_process):
+        return _train(task, data, config, path_of(run_dir), init, held_out, accelerator, bars)
 
+
+def _train(
+    task: Task,
+    data: Data,
+    config: TrainConfig,
+    run_dir: Path,
+    init: dict[str, Tensor] | None,
+    held_out: Data | None,
+    accelerator: Accelerator,
+    bars: Bars | None,
+) -> Trained:
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    mine = slice_for(config.batch, rank, world)
     model = prepare(task, config, init)
     wrapped = _share(task, config, accelerator)
     weights = trainable(model)

@@ -57,7 +57,7 @@ def save(run_dir: Path, state: State, keep: int, writes: bool = True) -> Path:
         best = (state.values.get("best") or {}).get("step")
         folders = _folders(run_dir)
         # Later ones were passed over as broken when the run went on from an earlier one.
-        later = [folder for folder in folders if folder.name > final.name]
+        later = [folder for folder in folders if int(folder.name[5:]) > state.step]
         for old in later + folders[len(later) :][keep:]:
             if old.name != f"step-{best or 0:08d}":
                 shutil.rmtree(old)
@@ -164,8 +164,15 @@ def clear_unfinished(run_dir: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def saved_steps(run_dir: Path) -> list[int]:
+    """The steps after which states were saved, ascending, broken ones among them."""
+    return [int(folder.name.removeprefix("step-")) for folder in reversed(_folders(run_dir))]
+
+
 def _folders(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "state").glob("step-*"), reverse=True)
+    """Of states, the newest first."""
+    found = [path for path in (run_dir / "state").glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], str | None]:

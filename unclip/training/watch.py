@@ -84,7 +84,7 @@ class Watch:
             if problem := self._save():
                 run.best = before
                 if last or stop:
-                    raise problem
+                    raise self._unsaved(problem)
                 self.log.say(f"the state after step {run.step} could not be saved: {problem}; training goes on")
             self.saved = time.perf_counter()
         if stop:
@@ -179,6 +179,13 @@ class Watch:
         if self._agree(int(problem is not None), False)[0] and problem is None:
             problem = OSError("the main process could not write it")
         return problem
+
+    def _unsaved(self, problem: OSError) -> OSError:
+        """The error that ends a training whose last state could not be written."""
+        states_dir, steps = self.run_dir / "state", states.saved_steps(self.run_dir)
+        before = f"that after step {steps[-1]} is kept" if steps else "there is none from before"
+        told = f"the state after step {self.run.step} could not be written into {states_dir} ({problem.strerror or problem})"
+        return OSError(f"{told}; {before}: make room, and the same command goes on from there")
 
     def _agree(self, caught: int | None, overdue: bool) -> tuple[int, bool]:
         """Signal and clock as all processes shall see them: any signal counts, and the main process's clock."""
