@@ -33,6 +33,10 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"image_size is {self.image_size}; pictures of this UNet have a side that divides by {grid}")
         self.unet.check_context(self.conditions.context_width)
         self.allow(self.sampling)
+        self.schedule.check_steps("sampling", self.sampling.steps)
+        climbed = self.schedule.check_steps("inversion", self.inversion.steps)
+        if self.inversion.lowest >= climbed[0]:
+            raise ValueError(f"inversion: lowest is {self.inversion.lowest}, but its steps climb to {climbed[0]} only")
 
     @property
     def in_channels(self) -> int:

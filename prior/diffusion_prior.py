@@ -43,6 +43,7 @@ class PriorConfig(Config, frozen=True, kw_only=True):
         if self.clamp is not None and not 0 < self.clamp < float("inf"):
             raise ValueError(f"clamp is {self.clamp}; it must be positive, or null for none")
         _check_sampling(self.sampling)
+        self.schedule.check_steps("sampling", self.sampling.steps)
 
 
 class DiffusionPrior(Component[PriorConfig]):

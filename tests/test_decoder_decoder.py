@@ -306,6 +306,11 @@ def test_pictures_that_are_not_in_range_are_not_trained_on():
         ({"unet": UNET.replace(attention=())}, "context enters through attention"),
         ({"image_size": 9}, "image_size is 9; pictures of this UNet have a side that divides by 2"),
         ({"variance": "fixed", "sampling": Sampling(sampler="ddpm", variance="learned")}, "variance is 'fixed'"),
+        ({"sampling": Sampling(steps=1001)}, "sampling: cannot take 1001 steps out of 1000"),
+        ({"sampling": Sampling(steps="999,2")}, "sampling: cannot take 999 steps out of 500"),
+        ({"sampling": Sampling(steps=(1001, 0))}, "sampling: a list of timesteps .* descends within 1000..0"),
+        ({"inversion": Inversion(steps=1001)}, "inversion: cannot take 1001 steps out of 1000"),
+        ({"inversion": Inversion(steps=(19, 0))}, "inversion: lowest is 20, but its steps climb to 19 only"),
     ],
 )
 def test_bad_configs_are_refused(changes, message):

@@ -248,6 +248,7 @@ def test_empty_caption_as_null():
         {"clamp": 0.0},
         {"sampling": Sampling(sampler="ddpm", variance="learned")},
         {"sampling": Sampling(threshold="static")},
+        {"sampling": Sampling(steps=1001)},
     ],
 )
 def test_bad_configs_are_refused(wrong):

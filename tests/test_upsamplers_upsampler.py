@@ -277,6 +277,7 @@ def test_survives_saving_and_half_precision(tmp_path):
         ({"conditions": Conditions(image_embed=ImageEmbedding(embed_dim=4), width=8)}, "context enters through attention"),
         ({"conditions": Conditions(label=Label(classes=2)), "last_step": "own"}, "last_step is 'own'"),
         ({"sampling": Sampling(guidance=2.0)}, "guidance"),
+        ({"sampling": Sampling(steps=1001)}, "sampling: cannot take 1001 steps out of 1000"),
         ({"sampling": Sampling(sampler="ddpm", variance="learned")}, "learned"),
     ],
 )

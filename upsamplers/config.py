@@ -63,6 +63,7 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
         if self.crops_per_image < 1:
             raise ValueError(f"crops_per_image is {self.crops_per_image}; it must be at least 1")
         self.allow(self.sampling)
+        self.schedule.check_steps("sampling", self.sampling.steps)
 
     @property
     def in_channels(self) -> int:

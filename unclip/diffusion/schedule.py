@@ -40,6 +40,13 @@ class ScheduleConfig(Config, frozen=True, kw_only=True):
         start, end = SCALED_LINEAR if self.name == "scaled_linear" else LINEAR
         return (start if self.start is None else self.start, end if self.end is None else self.end)
 
+    def check_steps(self, name: str, steps: int | str | Sequence[int]) -> tuple[int, ...]:
+        """The timesteps that these steps visit; ValueError, which begins with the name, where the schedule has no such."""
+        try:
+            return spaced(self.steps, steps)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
     def build(self) -> NoiseSchedule:
         if self.name == "cosine":
             return NoiseSchedule.cosine(self.steps)
