@@ -160,28 +160,35 @@ def info(
         from unclip.types import Adjustable
 
         pipe = load_any(model, "cpu", "float32", variant=variant)
-        typer.echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
+        _echo(f"{pipe.name} (unclip {__version__}); pictures of {', '.join(map(str, pipe.sizes))} pixels")
         total = 0
         for name, component in pipe.components.items():
             count = sum(p.numel() for p in component.parameters())
             total += count
             sampling = component.describe() if isinstance(component, Adjustable) else ""
-            typer.echo(f"  {name:15} {type(component).__name__:15} {count / 1e6:8.2f}M  {sampling}".rstrip())
-        typer.echo(f"  {'all':31} {total / 1e6:8.2f}M parameters")
+            _echo(f"  {name:15} {type(component).__name__:15} {count / 1e6:8.2f}M  {sampling}".rstrip())
+        _echo(f"  {'all':31} {total / 1e6:8.2f}M parameters")
         _echo_tree(pipe.provenance)
+
+
+def _echo(text: str) -> None:
+    """Print what a file says."""
+    from unclip.config import visible
+
+    typer.echo(visible(text, 4000))
 
 
 def _echo_tree(tree: Mapping[str, Any], indent: int = 2) -> None:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            typer.echo(f"{' ' * indent}{key}:")
+            _echo(f"{' ' * indent}{key}:")
             _echo_tree(value, indent + 2)
         elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            typer.echo(f"{' ' * indent}{key}:")
+            _echo(f"{' ' * indent}{key}:")
             for one in value:
-                typer.echo(f"{' ' * indent}- {_line(one)}")
+                _echo(f"{' ' * indent}- {_line(one)}")
         else:
-            typer.echo(f"{' ' * indent}{key}: {value}")
+            _echo(f"{' ' * indent}{key}: {value}")
 
 
 def _line(tree: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from unclip.clip.preprocess import fit_square
 from unclip.contracts import accepts
 from unclip.data.images import load_image
 from unclip.diffusion.guidance import reporting
+from unclip.files import regular_file
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Callback
@@ -238,7 +239,7 @@ def _frames(image: ImageLike) -> int:
     if isinstance(image, Image.Image):
         return int(getattr(image, "n_frames", 1))
     try:
-        with Image.open(path_of(image)) as file:
+        with Image.open(regular_file(path_of(image))) as file:
             return int(getattr(file, "n_frames", 1))
     except Exception:  # load_image says what is wrong with it
         return 1
