@@ -37,6 +37,8 @@ FILES = {  # outputs, and the commands that write them
     "diffs/00001.png": ("diff", "x.png", "--to", "two dogs", *DRAW, "--steps", "2", "-o", "diffs"),
     "again.png": ("reconstruct", "x.png", *DRAW),
     "components/00001.png": ("reconstruct", "x.png", *DRAW, "--pca", "2,5", "-o", "components"),
+    "img2img.png": ("img2img", "x.png", "--caption", "dogs", *DRAW),
+    "mix.png": ("mix", "x.png", "a red heart", *DRAW),
     "latent.safetensors": ("invert", "x.png", "--model", "model"),
     "check.json": ("data", "check", "pictures", "--json", "check.json"),
     "prior.json": ("config", "prior", "pictures", "--clip", "model"),
@@ -105,10 +107,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("was loaded")
 
-    for name in ("unclip.cli.generate.load_any", "unclip.cli.edit.load", "unclip.cli.job.load", "unclip.cli.starters.load_clip"):
-        monkeypatch.setattr(name, fail)
-    for name in ("unclip.data.check.check", "unclip.runs.open_component", "unclip.data.open.open_source"):
-        monkeypatch.setattr(name, fail)
+    loaders = ["cli.generate.load_any", "cli.steer.load_any", "cli.edit.load", "cli.job.load", "cli.starters.load_clip"]
+    for name in (*loaders, "data.check.check", "runs.open_component", "data.open.open_source"):
+        monkeypatch.setattr(f"unclip.{name}", fail)
 
 
 @pytest.mark.parametrize("output", FILES)
@@ -180,6 +181,7 @@ def test_embeddings_go_on_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         ("diff", "x.png", "--to", "two dogs", "-o", "x.png"),
         ("reconstruct", "x.png", "-o", "x.png"),
         ("reconstruct", "edits/00000.png", "-o", "edits"),
+        ("img2img", "x.png", "-o", "x.png"),
         ("invert", "picture.safetensors", "-o", "picture.safetensors"),
         ("data", "check", "table.json", "--json", "table.json"),
         ("data", "check", "pictures", "--json", "pictures/a.json"),

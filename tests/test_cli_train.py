@@ -119,8 +119,8 @@ def test_a_disk_that_is_full_when_all_is_trained(monkeypatch: pytest.MonkeyPatch
     assert "could not write" in told and "filled/model: No space left on device; nothing was left there." in told
     assert "But the trained weights are safe in runs/filled/state: make room, and the same command ends the training" in told
     call("train", name, "--run", "runs/filled")
-    made = DiffusionPrior.from_pretrained("runs/filled/model").state_dict()
-    assert all(torch.equal(made[name], tensor) for name, tensor in load_ema("runs/filled").items())
+    made, trained = DiffusionPrior.from_pretrained("runs/filled/model"), load_ema("runs/filled")
+    assert all(torch.equal(weight, trained[name]) for name, weight in made.named_parameters())
     Path("runs/filled/model/notes.txt").write_text("mine")
     monkeypatch.setattr(sys.modules["unclip.runs.train"], "build", None)  # refused before anything is read
     assert "(it holds notes.txt)" in call("train", name, "train.steps=9", "--run", "runs/filled", code=2)

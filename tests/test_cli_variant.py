@@ -25,6 +25,9 @@ COMMANDS = [
     "diff picture.png --to dogs --model model --size 16 --steps 2 -o x.png",
     "reconstruct picture.png --model model --size 16 -o x.png",
     "invert picture.png --model model -o x.safetensors",
+    "img2img picture.png --caption dogs --model model --size 16 -o x.png",
+    "inpaint picture.png --mask mask.png --caption dogs --model model --size 16 -o x.png",
+    "mix picture.png dogs --model model --size 16 -o x.png",
     "embed pictures new --model model",
     "assemble new --clip model --prior model --decoder model",
 ]
@@ -42,6 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_file(component.state_dict(), f"model/{name}/model.ema.safetensors")
     tiny_data.folder(tmp_path / "pictures", 2)
     to_pil(torch.zeros(3, 16, 16)).save("picture.png")
+    to_pil(torch.ones(3, 16, 16) * torch.tensor([1.0, -1.0]).repeat(8)).save("mask.png")
     return tmp_path
 
 

@@ -24,6 +24,7 @@ from .common import (
     Overwrite,
     PreviewFile,
     Seed,
+    Variant,
     load_any,
     watched,
 )
@@ -63,6 +64,7 @@ def img2img(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture anew, in its colours and layout, as a caption says."""
@@ -71,7 +73,7 @@ def img2img(
 
         check_strength(strength)
         _check_files(output, preview, n, first, best_of, [image], overwrite)
-        pipe, size, see = _open(model, device, dtype, size, offload, preview)
+        pipe, size, see = _open(model, device, dtype, size, offload, variant, preview)
         sampling = _decoder(pipe.decoder.resolve(None), steps, guidance)
         with Bars() as bars:
             edit = pipe.img2img(
@@ -113,6 +115,7 @@ def inpaint(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a part of a picture anew; every other pixel stays as it is."""
@@ -124,7 +127,7 @@ def inpaint(
         source = source_images(image)
         kept = keep_masks(keep, mask, [(source.images[0].shape[-2], source.images[0].shape[-1])])
         _check_files(output, preview, n, first, best_of, [image, *(path for path in (mask, keep) if path)], overwrite)
-        pipe, size, see = _open(model, device, dtype, size, offload, preview)
+        pipe, size, see = _open(model, device, dtype, size, offload, variant, preview)
         sampling = _decoder(inpaint_sampling(pipe.decoder, repaint), steps, guidance)
         known(source, kept, pipe.stages(size), feather)  # refuses a mask that keeps all, or nothing
         print(_describe_hole(~kept[0][0, 0], f"the white of {mask}" if mask else f"all but the white of {keep}"), file=sys.stderr)
@@ -160,6 +163,7 @@ def mix(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     offload: Offload = False,
+    variant: Variant = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a mixture of captions, pictures and latents."""
@@ -168,7 +172,7 @@ def mix(
 
         shares = None if weights is None else _numbers(weights)
         _check_files(output, preview, n, first, None, sources, overwrite)
-        pipe, size, see = _open(model, device, dtype, size, offload, preview)
+        pipe, size, see = _open(model, device, dtype, size, offload, variant, preview)
         if not isinstance(pipe, UnCLIP):
             raise ValueError(f"{model} is a {type(pipe).__name__}, which has no CLIP embeddings to mix; take an unCLIP model")
         items = [read_source(source) for source in sources]
@@ -202,13 +206,13 @@ def _check_files(
 
 
 def _open(
-    model: str, device: str, dtype: str, size: int | None, offload: bool, preview: Path | None
+    model: str, device: str, dtype: str, size: int | None, offload: bool, variant: str | None, preview: Path | None
 ) -> tuple[UnCLIP | Cascade, int, Any]:
     """The pipeline, the size of what is drawn, and who writes previews."""
     from unclip.pipelines.preview import Preview
 
     see = None if preview is None else Preview(preview)
-    pipe = load_any(model, device, dtype, offload=offload)
+    pipe = load_any(model, device, dtype, offload=offload, variant=variant)
     return pipe, edit_size(pipe, size), see
 
 
