@@ -23,7 +23,7 @@ import pytest
 import tiny_data
 import torch
 
-from unclip.data import files, shards
+from unclip.data import files, shard_cache, shards
 from unclip.data.files import expand
 from unclip.data.naming import base, key_of, member_name, split_suffix
 from unclip.data.open import open_data
@@ -160,14 +160,14 @@ def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(
     tmp_path: Path, cache: Path, scans: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_data.shards(tmp_path / "s", 4, 2)
-    write = Path.write_bytes
+    write = shard_cache.write_files
 
-    def refuse(self: Path, data: bytes) -> int:  # permissions do not stop root
-        if self.parent == folder:
-            raise PermissionError(13, "Permission denied")
-        return write(self, data)
+    def refuse(files: list[tuple[Path, bytes]]) -> None:  # permissions do not stop root
+        if files[0][0].parent == folder:
+            raise ValueError("cannot write: Permission denied")
+        write(files)
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(shard_cache, "write_files", refuse)
     for _ in range(2):
         assert len(Shards(f"{folder}/*.tar").keys) == 4
     assert len(scans) == 2 and len(list(cache.glob("shards/*.index.json"))) == 2

@@ -82,7 +82,7 @@ class Component(nn.Module, Generic[C]):
         digest = write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt", "class": kind})
         record = {"class": kind, "format": FORMAT, "component": component, "sha256": {WEIGHTS: digest}}
         record["config"] = msgspec.to_builtins(self.record())
-        (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / CONFIG).write_bytes(json.dumps(record, indent=2).encode() + b"\n")
 
     def check(self) -> None:
         """ValueError where the statistics are none that data have; called after reading and before writing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Annotated
@@ -67,6 +69,9 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot write: their very bytes, else escapes
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     # Not where Ctrl-C is ignored, as in the background of a script, or already somebody's business.
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -104,7 +105,8 @@ class Errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.warnings.__exit__(kind, error, trace)
         logging.Logger.handle = self.handle  # type: ignore[method-assign]
-        if isinstance(error, BrokenPipeError):
+        # Windows calls it an invalid argument.
+        if isinstance(error, BrokenPipeError) or (os.name == "nt" and getattr(error, "errno", None) == errno.EINVAL):
             _close()
             raise typer.Exit() from None
         if exhausted := _exhausted(error):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -220,13 +219,14 @@ def _device(name: str | None) -> Any:
 def _metadata(source: str) -> dict[str, Any]:
     """Where a component comes from: a run tells its training and how it ended."""
     from unclip.checks import path_of
+    from unclip.files import read_json
     from unclip.runs.components import RECORD
     from unclip.training import read_log
 
     metadata: dict[str, Any] = {"from": source}
     run = path_of(source)
     if (run / RECORD).is_file():
-        record = json.loads((run / RECORD).read_text())
+        record = read_json(run / RECORD)
         # Its component has its config; where its maker's files lie is nobody's business.
         metadata["training"] = {key: _bare(value) for key, value in record.items() if key != "model"}
         rows = [row for row in read_log(source) if "loss" in row and "event" not in row]

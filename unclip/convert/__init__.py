@@ -94,7 +94,7 @@ def convert(
             del component
         settings: dict[str, Any] = {"candidates": stored.candidates, "clip_identity": record} if stored.kind == "UnCLIP" else {}
         index = Index(kind=stored.kind, name=stored.name, components=kinds, **settings)
-        (aside / INDEX).write_text(index.to_json())
-        (aside / PROVENANCE).write_text(json.dumps(stored.provenance, indent=2) + "\n")
+        (aside / INDEX).write_bytes(index.to_json().encode())
+        (aside / PROVENANCE).write_bytes(json.dumps(stored.provenance, indent=2).encode() + b"\n")
 
     write_folder(folder, write, overwrite, PIPELINE_FILES)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -154,13 +155,17 @@ def copy_here(where: str, stamped: Stamp) -> tuple[Path, str | None]:
     """Copy a file into the cache, as a tar, as far as it can be unpacked; and what is wrong behind that."""
     path = copy_path(where, stamped)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     packed = packing(where)
     copy = packed.copy if packed else copy_unpacked
     try:
         with open_file(where) as source, open(aside, "wb") as target:
             problem = copy(source, target)
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except PermissionError:  # Windows, where somebody reads the copy that another process has made meanwhile
+            if not path.is_file():
+                raise
     except OSError as error:
         free = shutil.disk_usage(path.parent).free // 2**20
         raise ValueError(f"{where} could not be copied to {path} ({free} MiB are free there): {error}") from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+from unclip.files import write_files
 
 from . import files
 from .files import Stamp
@@ -33,15 +34,9 @@ def recall(kind: type[Known], shard: str, name: str, now: Stamp) -> Known | None
 def keep(known: Known, shard: str, name: str) -> None:
     """Beside the shard or, where that cannot be written, in the cache; a full disk only means to find it out again."""
     for path in _paths(shard, name):
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(msgspec.json.encode(known))
-            os.replace(aside, path)
+        with suppress(ValueError):
+            write_files([(path, msgspec.json.encode(known))])
             return
-        except OSError:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
 
 
 def _paths(shard: str, name: str) -> list[Path]:

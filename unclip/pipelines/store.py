@@ -46,10 +46,10 @@ def save(
                 )
             component.write(aside / name, dtype, name)
         made = index({name: type(component).__name__ for name, component in components.items()})
-        (aside / checkpoint.INDEX).write_text(made.to_json())
+        (aside / checkpoint.INDEX).write_bytes(made.to_json().encode())
         if pca is not None:
             pca.save(aside / PCA_FILE)
-        (aside / checkpoint.PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+        (aside / checkpoint.PROVENANCE).write_bytes(json.dumps(dict(provenance), indent=2).encode() + b"\n")
 
     write_folder(folder, write, overwrite, PIPELINE_FILES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def describe(source: str, name: str | None = None) -> tuple[str, str | None]:
 
 def split_name(source: str, name: str | None = None) -> tuple[str, str | None]:
     """ "emoji:upsampler_256" -> its two halves; the second is `name` where the source names none."""
-    if not path_of(source).exists() and ":" in source:
-        source, _, name = source.rpartition(":")
+    place, colon, last = source.rpartition(":")
+    if colon and re.fullmatch(r"\w*", last) and not path_of(source).exists():  # not C:\models
+        return place, last
     return source, name
 
 

@@ -90,6 +90,7 @@ def _train(
     run = Run(model, config, len(data), stepper, Meter(_timesteps(model), accelerator.gather if world > 1 else None))
     if (state := _newest(run_dir, accelerator)) is not None:
         run.restore(state, run_dir)
+        del state  # it keeps the files open, which on Windows are then never removed
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
     bars = (bars or Bars()) if accelerator.is_main_process else Bars(False)
     log = Log(run_dir, run.step, active=accelerator.is_main_process, say=bars.say)

@@ -60,7 +60,7 @@ def save(run_dir: Path, state: State, keep: int, writes: bool = True) -> Path:
         later = [folder for folder in folders if int(folder.name[5:]) > state.step]
         for old in later + folders[len(later) :][keep:]:
             if old.name != f"step-{best or 0:08d}":
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # on Windows not while somebody reads it; then after the next one
     return final
 
 
@@ -76,7 +76,7 @@ def _write(run_dir: Path, final: Path, state: State, tensors: Iterator[Tensor]) 
             files[path.name] = {"size": path.stat().st_size, "sha256": digest}
         index = {"format": FORMAT, "step": state.step, "files": files, **state.values}
         index["sha256"] = _digest(index)
-        (aside / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (aside / INDEX).write_bytes(json.dumps(index, indent=1, allow_nan=False).encode() + b"\n")
         sync(aside / INDEX)
         sync(aside)
         if final.exists():  # a broken state, or a step done again after falling back behind it
