@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -353,6 +356,22 @@ def test_what_windows_can_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     saved = state.save(tmp_path / "run", state.State(3, {"model": {"a": torch.ones(2)}}, {"config": "{}"}), keep=2)
     found = state.newest(tmp_path / "run")
     assert saved.is_dir() and found is not None and found.step == 3
+
+
+def test_text_is_utf_8_whatever_the_system_writes(tmp_path: Path) -> None:
+    """Windows has another encoding by default, in which a name with an umlaut comes back as another."""
+    root = Path(__file__).parents[1]
+    for path in (path for package in ("unclip", "prior", "decoder", "upsamplers") for path in (root / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                told = {"encoding"} & {keyword.arg for keyword in node.keywords}
+                assert node.func.attr not in ("read_text", "write_text") or told, f"{path}:{node.lineno}"
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "PYTHONIOENCODING": "cp1252"}
+    script = "import tiny; from unclip import UnCLIP; tiny.pipeline(name='\\u732b').save_pretrained('m')"
+    script += "; assert UnCLIP.from_pretrained('m').name == '\\u732b'"
+    script += "; import sys; from unclip import cli; sys.argv = ['unclip', 'info', 'm']; cli.main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(rb"\u732b (unclip ") and done.stderr == b""
 
 
 @pytest.mark.parametrize(
