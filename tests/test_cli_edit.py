@@ -240,7 +240,7 @@ def bar(stage: str, steps: int, chunks: int = 1) -> list[Any]:
     ],
 )
 def test_bars_count_what_is_run(words: str, expected: list, pipe: UnCLIP, bars: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe.invert("x.png").save("x.safetensors")
+    pipe.invert("x.png", progress=False).save("x.safetensors")
     monkeypatch.setattr("unclip.pipelines.cascade.PIXELS_AT_ONCE", 16 * 16)
     run(*words.split(), "-o", *(["z.safetensors"] if "invert" in words.split() else ["out", "--size", 64]))
     assert bars == [bar(*one) for one in expected]

@@ -240,3 +240,35 @@ def test_huge_pil_pictures_are_refused_before_they_are_decoded():
 def test_things_that_are_no_pictures_are_refused(source):
     with pytest.raises(ValueError, match="expected"):
         load_image(source)
+
+
+def test_arrays_are_pictures_as_other_libraries_hold_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    expected = load_image(Image.fromarray(pixels))
+    assert torch.equal(load_image(pixels), expected)
+    for kind in (np.float64, np.float32):
+        assert torch.equal(load_image((pixels / 255).astype(kind)), expected)
+    assert torch.equal(load_image(pixels[::2, ::-1]), expected[:, ::2].flip(2))  # strides of any kind
+    grey = load_image(pixels[..., 0])
+    assert torch.equal(grey, expected[:1].expand(3, -1, -1)) and torch.equal(load_image(pixels[..., :1]), grey)
+    clear = np.dstack([pixels, np.zeros((9, 7), np.uint8)])
+    assert (load_image(clear) == 1).all()  # white, where nothing covers it
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 9, 7), np.uint8), r"picture array \(h, w, 3\), .*given \(3, 9, 7\)"),
+        (np.zeros((2, 9, 7, 3), np.uint8), "a batch is given as a list of its pictures"),
+        (np.zeros((0, 7, 3), np.uint8), r"given \(0, 7, 3\)"),
+        (np.zeros(5), r"given \(5,\)"),
+        (np.zeros((9, 7, 3), np.int64), "of uint8, or float in .*given int64"),
+        (np.full((9, 7, 3), 200.0), "given values from 200 to 200"),
+        (np.full((9, 7, 3), -1.0), r"pictures in \[-1, 1\] are tensors"),
+        (np.full((9, 7, 3), np.nan), "given values from nan to nan"),
+        (np.full((9, 7), "x"), "given <U1"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_image(array)

@@ -8,8 +8,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +60,44 @@ def test_a_png_tells_its_story(tmp_path: Path) -> None:
         assert picture.tobytes() == to_pil(IMAGES[1]).tobytes() == one(1).pil()[0].tobytes()
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+def test_other_formats_tell_the_same_and_lose_as_much_as_asked_for(suffix: str, tmp_path: Path) -> None:
+    smooth = replace(one(1), images=torch.linspace(-1, 1, 64).expand(1, 3, 64, 64).contiguous())
+    (good,), (poor,) = smooth.save(tmp_path / f"a{suffix}"), smooth.save(tmp_path / f"b{suffix}", quality=5)
+    expected = {"caption": "ein Löwe 🦁", "seed": "5", "index": "8", "model": "tiny", "version": __version__}
+    assert metadata(good) == metadata(poor) == expected
+    with Image.open(good) as picture:
+        assert picture.format == {".webp": "WEBP"}.get(suffix, "JPEG") and picture.size == (64, 64)
+        off = np.abs(np.asarray(picture.convert("RGB")).astype(float) - np.asarray(smooth.pil()[0])).mean()
+        assert off < 3
+    assert poor.stat().st_size < good.stat().st_size
+    for quality in (0, 101):
+        with pytest.raises(ValueError, match=f"quality is {quality}; it must be"):
+            one(1).save(tmp_path / f"c{suffix}", quality=quality)
+    with pytest.raises(ValueError, match="quality is 80, but PNG loses nothing"):
+        one(1).save(tmp_path / "c.png", quality=80)
+    assert GENERATION.save(tmp_path / f"two{suffix}")[1] == tmp_path / f"two-1{suffix}"
+
+
+def test_pictures_by_number_are_generations_of_one() -> None:
+    assert len(GENERATION) == 2 and [picture.captions for picture in GENERATION] == [(c,) for c in GENERATION.captions]
+    last = GENERATION[-1]
+    assert torch.equal(last.images, IMAGES[1:]) and last.seeds == ((5, 8),) and last.captions == ("ein Löwe 🦁",)
+    assert last.latent is not None and torch.equal(last.latent.x_t, LATENT.x_t[1:]) and last.model == "tiny"
+    assert all(torch.equal(images, GENERATION.stages[size][1:]) for size, images in last.stages.items())
+    assert len(GENERATION[:1]) == 1 and len(GENERATION[5:]) == 0 and torch.equal(GENERATION[np.int64(0)].images, IMAGES[:1])
+    for wrong in (2, -3):
+        with pytest.raises(IndexError, match=f"there is no picture {wrong}: there are 2, counted from 0"):
+            GENERATION[wrong]
+    assert repr(last) == f"Generation of 1 picture, {IMAGES.shape[-1]} pixels: 'ein Löwe 🦁' (seed 5, number 8)"
+
+
+def test_a_notebook_shows_the_picture_or_all_with_their_captions() -> None:
+    with Image.open(BytesIO(GENERATION[0]._repr_png_())) as alone, Image.open(BytesIO(GENERATION._repr_png_())) as both:
+        assert alone.tobytes() == GENERATION.pil()[0].tobytes()
+        assert both.width > 2 * alone.width and both.height > alone.height  # captions below
+
+
 def test_several_pictures(tmp_path: Path) -> None:
     assert GENERATION.save(tmp_path / "x.png") == [tmp_path / "x-0.png", tmp_path / "x-1.png"]
     assert GENERATION.save(tmp_path / "folder") == [tmp_path / "folder" / "00007.png", tmp_path / "folder" / "00008.png"]
@@ -72,7 +112,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder.png").mkdir()
     for path, message in {
-        "x.jpg": "written as .png or into a folder, not as '.jpg'",
+        "x.gif": "written as .png or .jpg or .jpeg or .webp or into a folder, not as '.gif'",
         "folder.png": "is a folder",
         "file": "cannot write .*file.*: Not a directory",
         "file/x.png": "cannot write .*x.png: ",

@@ -69,6 +69,38 @@ def test_loading_a_pipeline_shows_how_many_bytes_are_read(folder: Path, capsys: 
         assert re.search(r"loading tiny:   0%.*loading tiny: 100%", told, re.DOTALL) and told.endswith("\n")
 
 
+def test_pipelines_show_bars_where_somebody_watches(folder: Path, bars: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, steps = from_pretrained(folder), []
+    plain = pipe.generate("two dogs", size=16, progress=False)
+    assert bars == []
+    made = pipe("two dogs", size=16, callback=steps.append)  # a callback goes on being told
+    expected = [["prior", 3, 3, True], ["decoder", 3, 3, True]]
+    assert bars == expected and len(steps) == 6 and torch.equal(made.images, plain.images)
+    with Bars() as own:  # as the command's
+        pipe.generate("two dogs", size=16, callback=own)
+    assert bars == 2 * expected
+    bars.clear()
+    pipe.interpolate(["cats", "dogs"], steps=2, size=16)  # draws captions first, with the same bars
+    assert [bar[0] for bar in bars] == ["prior (2 pictures)", "decoder (2 pictures)", "decoder (2 pictures)"]
+    monkeypatch.setattr("unclip.progress.is_watched", lambda: False)
+    bars.clear()
+    pipe.generate("two dogs", size=16)
+    assert bars == []
+    pipe.generate("two dogs", size=16, progress=True)
+    assert bars == expected
+    with pytest.raises(TypeError, match="captions"):
+        pipe.generate()
+
+
+def test_a_pipeline_tells_what_it_is(folder: Path) -> None:
+    told = repr(from_pretrained(folder).to(dtype="bfloat16")).splitlines()
+    assert told[0].startswith("UnCLIP 'tiny': pictures of 16, 64, 256 pixels, ")
+    assert told[0].endswith("M parameters, on cpu, bfloat16")
+    assert [line.split(":")[0].strip() for line in told[1:]] == ["clip", "prior", "decoder", "upsampler_64", "upsampler_256"]
+    assert repr(from_pretrained(folder, offload=True)).splitlines()[0].endswith("float32, offloaded")
+    assert repr(from_pretrained(folder).cascade).startswith("Cascade 'tiny': pictures of 16, 64, 256 pixels")
+
+
 def in_terminal(*arguments: str, cwd: Path) -> list[tuple[float, str]]:
     """Lines that a terminal is sent, and when; what overwrites a line is one of its own."""
     import fcntl

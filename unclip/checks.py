@@ -27,6 +27,16 @@ def check_int(name: str, value: Any, least: int | None = None, what: str = "") -
     return number
 
 
+def rows_of_index(which: Any, count: int) -> slice:
+    """`x[k]` or `x[i:j]` of `count` rows as a slice; IndexError beyond them."""
+    if isinstance(which, slice):
+        return which
+    k = operator.index(which)
+    if not -count <= k < count:
+        raise IndexError(f"there is no picture {k}: there are {count}, counted from 0")
+    return slice(k % count, k % count + 1)
+
+
 def path_of(value: Any) -> Path:
     """A path, "~" being the home folder; ValueError for what is none."""
     if not isinstance(value, (str, os.PathLike)):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from . import __version__
+from .checks import check_int
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of single pictures
+DESCRIPTION, SOFTWARE = 0x010E, 0x0131  # EXIF
 ANIMATIONS = (".gif", ".webp")
 FRAME_MS, HOLD_MS = 120, 800  # of an animation: each picture, and the last before it starts again
 
@@ -52,12 +56,44 @@ def png_bytes(image: Image, text: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
+def encoded(image: Image, suffix: str, text: Mapping[str, str], quality: int | None = None) -> bytes:
+    """A file of one of the `SUFFIXES` with its metadata: in text fields of a PNG, else as JSON in EXIF's image description.
+
+    quality: of JPEG and WebP, 1 to 100; None = 95.
+    """
+    from PIL.Image import Exif
+
+    if suffix == ".png":
+        return png_bytes(image, text)
+    exif, buffer = Exif(), BytesIO()
+    exif[DESCRIPTION] = json.dumps({**text, "version": __version__})  # ASCII, as EXIF's texts are
+    exif[SOFTWARE] = f"unclip {__version__}"
+    how: dict[str, Any] = {"format": "WEBP", "method": 4} if suffix == ".webp" else {"format": "JPEG", "subsampling": 0}
+    image.save(buffer, exif=exif, quality=95 if quality is None else quality, **how)
+    return buffer.getvalue()
+
+
+def check_quality(quality: Any, suffix: str) -> None:
+    """ValueError for no quality, and where a file has none."""
+    if quality is None:
+        return
+    if suffix not in SUFFIXES[1:]:
+        raise ValueError(f"quality is {quality}, but {suffix[1:].upper() or 'PNG'} loses nothing: it is for JPEG and WebP")
+    if check_int("quality", quality, 1, "of 1 to 100") > 100:
+        raise ValueError(f"quality is {quality}; it must be at most 100")
+
+
 def metadata(path: str | Path) -> dict[str, str]:
-    """The text fields of a PNG that this package wrote."""
+    """What `encoded` wrote with a picture."""
     from PIL import Image
 
     with Image.open(path) as image:
-        return dict(getattr(image, "text", {}))
+        if image.format == "PNG":
+            return dict(getattr(image, "text", {}))
+        try:
+            return dict(json.loads(image.getexif().get(DESCRIPTION, "")))
+        except (ValueError, TypeError):  # somebody else's
+            return {}
 
 
 def grid(images: Float[Tensor, "n 3 h w"]) -> bytes:

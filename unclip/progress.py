@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from .types import Step
+    from .types import Callback, Step
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_watched() -> bool:
@@ -103,3 +107,39 @@ def _tqdm() -> Any:
     else:
         from tqdm import tqdm
     return tqdm
+
+
+class Both:
+    """The callback of somebody who watches, and another one."""
+
+    def __init__(self, bars: Bars, callback: Callback | None):
+        self.bars, self.callback = bars, callback
+
+    def __call__(self, step: Step) -> None:
+        self.bars(step)
+        if self.callback is not None:
+            self.callback(step)
+
+
+def with_bars(method: F) -> F:
+    """What draws, with bars where somebody watches: its `progress` None; True = always, False = never.
+
+    A callback goes on being told.  What calls another such method hands it its own bars.
+    """
+    named = signature(method)
+
+    @wraps(method)
+    def shown(*args: Any, **options: Any) -> Any:
+        try:
+            bound = named.bind(*args, **options)
+        except TypeError:
+            return method(*args, **options)  # which says so in its own name
+        callback, progress = bound.arguments.get("callback"), bound.arguments.pop("progress", None)
+        watching = isinstance(callback, (Bars, Both)) or not (callback is None or callable(callback))
+        if watching or not (is_watched() if progress is None else progress):
+            return method(*bound.args, **bound.kwargs)
+        with Bars(True) as bars:
+            bound.arguments["callback"] = Both(bars, callback)
+            return method(*bound.args, **bound.kwargs)
+
+    return shown  # type: ignore[return-value]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from unclip.progress import is_watched
+from unclip.progress import Bars, Both, is_watched
 
 if TYPE_CHECKING:
     from unclip.pipelines.cascade import Cascade
     from unclip.pipelines.unclip import UnCLIP
-    from unclip.types import Callback, Step
+    from unclip.types import Callback
 
 HOUSES = [Path(__file__).parents[2] / name for name in ("unclip", "prior", "decoder", "upsamplers")]
 
@@ -44,16 +44,9 @@ Offload = Annotated[
 ]
 
 
-def watched(bars: Callback, preview: Callback | None) -> Callback:
+def watched(bars: Bars, preview: Callback | None) -> Callback:
     """Who is told of every step: the bars, and what writes previews."""
-    if preview is None:
-        return bars
-
-    def both(step: Step) -> None:
-        bars(step)
-        preview(step)
-
-    return both
+    return Both(bars, preview)
 
 
 def load(model: str, device: str, dtype: str, prior: str = "prior", offload: bool = False, variant: str | None = None) -> UnCLIP:

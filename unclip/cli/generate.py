@@ -34,7 +34,7 @@ KINDS = {"diffusion": "prior", "ar": "ar_prior"}  # of priors, and the component
 
 
 def generate(
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .png, or a folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .png, .jpg or .webp, or a folder.")],
     captions: Annotated[
         list[str] | None, typer.Argument(help="One or more captions; an empty one gives an unconditional picture.")
     ] = None,
@@ -60,6 +60,7 @@ def generate(
     prior: Annotated[str, typer.Option(help="diffusion, or ar where the model has an autoregressive one too.")] = "diffusion",
     steps: Annotated[str | None, typer.Option(help="Steps by stage, for instance decoder=50,prior=64.")] = None,
     preset: Annotated[str | None, typer.Option(help=f"Sampling of all stages: {', '.join(PRESETS)}.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP; default: 95.", min=1, max=100)] = None,
     preview: PreviewFile = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -70,8 +71,10 @@ def generate(
     """Draw pictures for captions."""
     with Errors(model):
         from unclip.files import check_files
+        from unclip.images import check_quality
         from unclip.pipelines.generation import picture_paths
 
+        check_quality(quality, output.suffix.lower())
         # Of which numbers the best will be is not known yet: in a folder any of them.
         each = n if best_of is None or output.suffix else max(n, best_of)
         count = each * max(1, len(captions or label or ()))
@@ -116,7 +119,7 @@ def generate(
 
                     request["clip"] = load_clip(clip).to(pipe.device)
                 result = pipe.generate(captions or None, labels, **request)
-        for path in result.save(output, overwrite):
+        for path in result.save(output, overwrite, quality):
             typer.echo(path)
 
 

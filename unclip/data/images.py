@@ -36,20 +36,23 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 DRAFTED = ("JPEG", "MPO")  # whose decoder gives smaller pictures at once; MPO: JPEG with others behind it
 
 
-def load_image(source: str | Path | Image.Image | Tensor) -> Float[Tensor, "3 h w"]:
+def load_image(source: str | Path | Image.Image | Tensor | np.ndarray) -> Float[Tensor, "3 h w"]:
     """A picture as float32 (3, h, w) in [-1, 1]: sRGB, upright (EXIF), first frame, transparency on white, any mode.
 
-    Of more than LARGE pixels it is read smaller, by a whole factor.  Tensors are checked and returned, uint8 is scaled.
-    ValueError: absent, empty, too large, cannot be decoded.
+    Of more than LARGE pixels it is read smaller, by a whole factor.  Tensors (3, h, w) are checked and returned, uint8 is scaled;
+    arrays are (h, w, 3), (h, w, 4) or (h, w), uint8 or float in [0, 1].  ValueError: absent, empty, too large, cannot be decoded.
     """
     from PIL import Image
 
     if isinstance(source, Tensor):
         return _checked(source)
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
     if isinstance(source, Image.Image):
         return _decode(source, "the picture")
     if not isinstance(source, (str, Path)):
-        raise ValueError(f"expected a file, a PIL picture or a tensor (3, h, w), given {type(source).__name__}")
+        given = type(source).__name__
+        raise ValueError(f"expected a file, a PIL picture, an array (h, w, 3) or a tensor (3, h, w), given {given}")
     path = Path(source).expanduser()
     if path.is_dir() or not path.exists():
         raise ValueError(f"there is no picture file {str(path)!r}" + (": it is a folder" if path.is_dir() else ""))
@@ -213,6 +216,25 @@ def check_images(images: Tensor, name: str = "images") -> None:
 def _refuse_range(low: Tensor, high: Tensor) -> None:
     if low < -1 - 2 * SLACK or high > 1 + 2 * SLACK:
         raise ValueError(f"expected a picture in [-1, 1], given values from {low.item():g} to {high.item():g}; use x / 127.5 - 1")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """Pixels as other libraries hold them; ValueError for what is no picture."""
+    from PIL import Image
+
+    pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        hint = ": a batch is given as a list of its pictures" if pixels.ndim == 4 else ""
+        raise ValueError(f"expected a picture array (h, w, 3), (h, w, 4) or (h, w), given {array.shape}{hint}")
+    if pixels.dtype != np.uint8:
+        if not np.issubdtype(pixels.dtype, np.floating):
+            raise ValueError(f"expected a picture array of uint8, or float in [0, 1], given {pixels.dtype}")
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
+            wrong = f"given values from {low:g} to {high:g}"
+            raise ValueError(f"expected a float picture array in [0, 1], {wrong}; pictures in [-1, 1] are tensors (3, h, w)")
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _checked(image: Tensor) -> Tensor:

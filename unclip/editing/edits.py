@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from unclip.checks import check_int
 from unclip.deprecation import renamed_arguments
+from unclip.progress import with_bars
 from unclip.randomness import Noise
 from unclip.sampling import Inversion, Sampling
 from unclip.types import Callback
@@ -36,9 +37,14 @@ NoisePath = Literal["slerp", "fixed"]
 
 
 @renamed_arguments(pictures="images")
+@with_bars
 @torch.no_grad()
 def invert(
-    pipe: Pipeline, images: ImageLike | Sequence[ImageLike], inversion: Inversion | None = None, callback: Callback | None = None
+    pipe: Pipeline,
+    images: ImageLike | Sequence[ImageLike],
+    inversion: Inversion | None = None,
+    callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Latent:
     """The latent pair of one or more pictures: CLIP's embedding, and the x_T that the decoder, given it, draws them from.
 
@@ -49,6 +55,7 @@ def invert(
     return opened(pipe, images, inversion, callback).latent
 
 
+@with_bars
 @torch.no_grad()
 def reconstruct(
     pipe: Pipeline,
@@ -57,6 +64,7 @@ def reconstruct(
     seed: int = 0,
     inversion: Inversion | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """The picture that a latent stands for."""
     check_edit(pipe, size, None, inversion)
@@ -66,6 +74,7 @@ def reconstruct(
     return draw_edit(pipe, "reconstruct", latent, exact(latent.sampling), labels, 1, shown, None, seed, size, callback)
 
 
+@with_bars
 @torch.no_grad()
 def vary(
     pipe: Pipeline,
@@ -79,6 +88,7 @@ def vary(
     size: int | None = None,
     inversion: Inversion | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """n variations of each picture: same z_i, other details (unCLIP 3.1).
 
@@ -107,6 +117,7 @@ def vary(
     return draw_edit(pipe, "vary", latent, sampling, labels, n, shown, guidance, seed, size, callback, noise, first)
 
 
+@with_bars
 @torch.no_grad()
 def interpolate(
     pipe: Pipeline,
@@ -118,6 +129,7 @@ def interpolate(
     size: int | None = None,
     inversion: Inversion | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """A path through two or more pictures, `steps` from each to the next, ends included (unCLIP 3.2).
 
@@ -148,6 +160,7 @@ def interpolate(
 
 
 @renamed_arguments(picture="image")
+@with_bars
 @torch.no_grad()
 def text_diff(
     pipe: Pipeline,
@@ -161,6 +174,7 @@ def text_diff(
     size: int | None = None,
     inversion: Inversion | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """Turn a picture's embedding from what `source` says towards what `target` says (unCLIP 3.3).
 
@@ -193,6 +207,7 @@ def text_diff(
     return draw_edit(pipe, "text diff", latent, sampling, labels, steps, shown, guidance, seed, size, callback)
 
 
+@with_bars
 @torch.no_grad()
 def reconstruct_pca(
     pipe: Pipeline,
@@ -203,6 +218,7 @@ def reconstruct_pca(
     seed: int = 0,
     size: int | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """Pictures drawn from the first k principal components of z_i alone, for each k listed, from one x_T (unCLIP 4, Fig. 7).
 

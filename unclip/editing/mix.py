@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unclip.checks import check_int
+from unclip.progress import with_bars
 from unclip.randomness import Noise
 from unclip.types import Callback
 
@@ -21,6 +22,7 @@ from .slerp import spherical_mean
 from .sources import Source, embeddings
 
 
+@with_bars
 @torch.no_grad()
 def mix(
     pipe: Pipeline,
@@ -32,6 +34,7 @@ def mix(
     first: int = 0,
     size: int | None = None,
     callback: Callback | None = None,
+    progress: bool | None = None,
 ) -> Edit:
     """n pictures of a mixture of captions, pictures and latents.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
 
+from unclip.checks import rows_of_index
 from unclip.files import check_output, write_files
 from unclip.images import ANIMATIONS, animation, png, png_bytes, sheet, to_pil
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", *ANIMATIONS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
     """Pictures (b, 3, h, w) in [-1, 1], row by row, `columns` in a row; `latent`: the pair each was drawn from, where it was.
 
@@ -42,6 +43,30 @@ class Edit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, which: SupportsIndex | slice) -> Edit:
+        rows = rows_of_index(which, len(self))
+        return replace(
+            self,
+            images=self.images[rows],
+            latent=None if self.latent is None else self.latent.rows(rows),
+            stages={size: images[rows] for size, images in self.stages.items()},
+            labels=self.labels[rows],
+            columns=len(range(len(self))[rows]),
+            sources=None,
+            numbers=tuple(self.numbers or range(self.first, self.first + len(self)))[rows],
+        )
+
+    def __iter__(self) -> Iterator[Edit]:
+        return (self[k] for k in range(len(self)))
+
+    def __repr__(self) -> str:
+        pictures = "1 picture" if len(self) == 1 else f"{len(self)} pictures"
+        return f"Edit ({self.verb}) of {pictures}, {self.images.shape[-1]} pixels: {', '.join(self.labels)}"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return png_bytes(to_pil(self.images[0]) if len(self) == 1 else self.sheet(), {})
 
     def pil(self) -> list[Image]:
         """8-bit RGB pictures."""

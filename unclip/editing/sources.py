@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from .pipeline import Drawn, Pipeline
 if TYPE_CHECKING:
     from PIL import Image
 
-ImageLike: TypeAlias = "str | Path | Image.Image | Tensor"
+ImageLike: TypeAlias = "str | Path | Image.Image | Tensor | np.ndarray"
 Source: TypeAlias = "ImageLike | Latent | Drawn"
 SMALLEST = 8  # pixels of a picture's shorter side
 
@@ -213,7 +214,7 @@ def _belonging(pipe: Pipeline, latent: Latent) -> Latent:
 
 def read_images(source: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
     """One or many pictures, each (3, h, w)."""
-    if isinstance(source, Tensor) and source.ndim == 4:
+    if isinstance(source, (Tensor, np.ndarray)) and source.ndim == 4:
         source = list(source)
     many = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     if not many:
@@ -234,7 +235,7 @@ def read_images(source: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
 def _frames(image: ImageLike) -> int:
     from PIL import Image
 
-    if isinstance(image, Tensor):
+    if isinstance(image, (Tensor, np.ndarray)):
         return 1
     if isinstance(image, Image.Image):
         return int(getattr(image, "n_frames", 1))

@@ -15,6 +15,7 @@ from unclip.checks import dtype_of
 from unclip.contracts import keep_contract
 from unclip.editing.init_image import InitImages
 from unclip.index import same_sizes
+from unclip.progress import with_bars
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
@@ -24,7 +25,6 @@ from . import store
 from .drawing import Drawing, Ranking, draws, ranking_of
 from .generation import Generation
 from .stage import (
-    FormerNames,
     Progress,
     captions_of,
     chunks,
@@ -38,12 +38,13 @@ from .stage import (
     settle,
 )
 from .steering import Steering, check_guide, check_steering, init_rows, negative_text, takes_of
+from .surface import Surface
 from .verbs import ImageEdits
 
 PIXELS_AT_ONCE = 512 * 512  # pictures go through a stage in chunks of about this size, which bounds memory
 
 
-class Cascade(FormerNames, ImageEdits):
+class Cascade(Surface, ImageEdits):
     """P(x | y): a decoder, then upsamplers, each `scale` times larger.  Components are anything that keeps the contracts.
 
     guide: a model whose gradient steers the decoder, at its low resolution; it sees the conditions (`GuideModel`).
@@ -106,6 +107,7 @@ class Cascade(FormerNames, ImageEdits):
         )
         return self
 
+    @with_bars
     @torch.no_grad()
     def generate(
         self,
@@ -124,6 +126,7 @@ class Cascade(FormerNames, ImageEdits):
         best_of: int | None = None,
         clip: ImageTextEncoder | None = None,
         callback: Callback | None = None,
+        progress: bool | None = None,
     ) -> Generation:
         """n pictures for each caption or label, or for both where the decoder takes both; for neither, unconditional ones.
 
@@ -134,7 +137,8 @@ class Cascade(FormerNames, ImageEdits):
         None = the scale of the guide itself).
         init: pictures to start from or to draw around (see `img2img`, `inpaint`).  best_of: so many are drawn for each
         caption, of which the n that `clip` finds nearest to it go on to the upsamplers, the best first.  callback: told of
-        every step; raising `Cancelled` in it ends the run.  Returns images (b, 3, size, size) in [-1, 1].
+        every step; raising `Cancelled` in it ends the run.  progress: bars, None = where somebody watches.  Returns images
+        (b, 3, size, size) in [-1, 1].
         """
         strings = None if captions is None else captions_of(captions)
         guide = self.guide if guide is None else guide

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from .cascade import Cascade
-from .stage import FormerNames
+from .surface import Surface
 
 
-class OverCascade(FormerNames):
+class OverCascade(Surface):
     """Properties and sizes of the cascade that a pipeline has."""
 
     cascade: Cascade

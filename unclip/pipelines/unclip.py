@@ -20,6 +20,7 @@ from unclip.editing.init_image import InitImages
 from unclip.editing.latent import Latent
 from unclip.editing.pca import PCA
 from unclip.index import same_sizes
+from unclip.progress import with_bars
 from unclip.randomness import Noise
 from unclip.sampling import Sampling
 from unclip.trees import move
@@ -126,6 +127,7 @@ class UnCLIP(OverCascade, LatentEdits):
         self.cascade.dtype = dtype
         return self
 
+    @with_bars
     @torch.no_grad()
     def generate(
         self,
@@ -143,6 +145,7 @@ class UnCLIP(OverCascade, LatentEdits):
         init: InitImages | None = None,
         best_of: int | None = None,
         callback: Callback | None = None,
+        progress: bool | None = None,
     ) -> Generation:
         """n pictures for each caption; an empty caption gives an unconditional picture.
 
@@ -152,7 +155,7 @@ class UnCLIP(OverCascade, LatentEdits):
         one each, that prior, decoder and upsamplers are guided away from.  guide: as in `Cascade.generate`.  init: pictures to
         start from or to draw around (see `img2img`, `inpaint`).  best_of: so many pictures are drawn for each caption, of
         which the n that CLIP finds nearest to it are kept, the best first.  callback: told of every step; raising `Cancelled`
-        in it ends the run.  Returns images (len(captions) * n, 3, size, size) in [-1, 1].
+        in it ends the run.  progress: bars; None = where somebody watches.  Returns images (b, 3, size, size) in [-1, 1].
         """
         captions = captions_of(captions)
         n, seed, first = numbers_of(n, seed, first)
