@@ -316,3 +316,15 @@ def test_bad_input_is_refused():
         build(tiny(8, (1,))).loss(pictures(2, 4, 40), noise=noise)
     with pytest.raises(ValueError, match="too small"):
         model.loss(pictures(2, 3, 40), noise=noise)
+
+
+def test_sampling_may_start_with_less_noise_and_read_8_bits():
+    plain, other = build(tiny(), std=0.1), build(tiny(noise_scale=0.9, low_res="8bit"), std=0.1)
+    low, noise = pictures(1, 4, 4), Noise.of(0, [0])
+    x_t = noise.at("x_T").normal((3, 16, 16))
+    rounded = ((low + 1) * 127.5).round() / 127.5 - 1
+    expected = plain.sample(rounded, noise=Noise.of(0, [0]), x_t=0.9 * x_t)
+    assert torch.equal(other.sample(low, noise=Noise.of(0, [0])), expected)
+    assert not torch.equal(plain.sample(low, noise=Noise.of(0, [0])), expected)
+    with pytest.raises(ValueError, match="noise_scale is 0.0"):
+        tiny(noise_scale=0.0)

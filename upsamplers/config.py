@@ -36,6 +36,8 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
     weighting: Weighting = "none"
     norm: Norm = "l2"  # of the training error; l1 and l1_gradient leave flat areas flat
     resize: Literal["bicubic", "bilinear"] = "bicubic"  # of the low-resolution input
+    low_res: Literal["float", "8bit"] = "float"  # what sampling reads: as it comes, or rounded as a file would be (GLIDE)
+    noise_scale: float = 1.0  # of the noise that sampling starts from; GLIDE's 0.997 makes smoother pictures
     first_timestep: Literal[0, 1] = 1  # what the network sees for t = 1; public weights count from 0
     last_step: LastStep = "shared"  # what starts at t = 1: by the same network, or by one of its own (Karlo)
     corruption: CorruptionConfig = CorruptionConfig(kind="blur", probability=0.5)
@@ -58,6 +60,8 @@ class UpsamplerConfig(Config, frozen=True, kw_only=True):
             raise ValueError(f"norm is {self.norm!r}, but a learned variance goes with squared errors: let norm be 'l2'")
         if self.last_step == "own" and self.conditions.takes:
             raise ValueError("last_step is 'own', whose network takes no conditions: leave conditions out, or let it be 'shared'")
+        if not 0 < self.noise_scale <= 2:
+            raise ValueError(f"noise_scale is {self.noise_scale}; it is above 0 and about 1, as GLIDE's 0.997")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}; it is a part of the picture's side, above 0 and at most 1")
         if self.crops_per_image < 1:

@@ -14,6 +14,7 @@ from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.guidance import classifier_free, threshold
 from unclip.diffusion.samplers import run
 from unclip.diffusion.schedule import spaced
+from unclip.images import eight_bit
 from unclip.randomness import Noise, check_noise
 from unclip.sampling import Sampling
 from unclip.types import Cond, Losses, Text, Wrap
@@ -90,9 +91,10 @@ class Upsampler(Component[UpsamplerConfig]):
         sampling = sampling or self.config.sampling
         self.config.allow(sampling)
         low_res = low_res.float().to(self.device)
+        low_res = eight_bit(low_res) if self.config.low_res == "8bit" else low_res
         encoded, null = self._encode(low_res, cond), None
         if x_t is None:
-            x_t = noise.at("x_T").normal(encoded.resized.shape[1:])
+            x_t = self.config.noise_scale * noise.at("x_T").normal(encoded.resized.shape[1:])
         elif x_t.shape != encoded.resized.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the target size needs {tuple(encoded.resized.shape)}")
         if sampling.guidance != 1:

@@ -139,7 +139,7 @@ def class_labels(words: Sequence[str], names: Sequence[str]) -> list[int | str]:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, or ADM's files.")],
+    source: Annotated[str, typer.Argument(help="Folder or hub id of public weights: Karlo's, GLIDE's or ADM's.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="What weights are stored in: float32, bfloat16 or float16.")] = "float32",
     variant: Variant = None,

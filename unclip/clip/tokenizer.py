@@ -106,9 +106,9 @@ def _clip_tokenizer(context_length: int) -> BytePairTokenizer:
 
 
 def tokenized(cond: Cond, caption: Caption | None) -> Cond:
-    """The condition with tokens of the strings themselves, for a network that has a tokenizer of its own."""
+    """The condition with tokens of the strings themselves, for a network that reads them with CLIP's vocabulary."""
     rows_of(cond)  # refuses what is none
-    if caption is None or caption.tokenizer == "given" or cond.text is None:
+    if caption is None or caption.tokenizer != "clip" or cond.text is None:
         return cond
     ids, mask = _clip_tokenizer(caption.context)(cond.text.strings)
     return cond._replace(text=cond.text._replace(tokens=ids, mask=mask))

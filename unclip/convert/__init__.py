@@ -17,9 +17,9 @@ from unclip.checks import dtype_of
 from unclip.clip.encoder import CLIP
 from unclip.clip.identity import identity
 from unclip.files import check_folder, read_json, visible, write_folder
-from unclip.index import PIPELINE_FILES
+from unclip.index import PIPELINE_FILES, Kind
 
-from . import adm, karlo_diffusers, karlo_original
+from . import adm, glide, karlo_diffusers, karlo_original
 
 RUN = "training.json"  # in the folder of a training run
 
@@ -34,13 +34,14 @@ class Family(NamedTuple):
     layout: str  # for people
     recognise: Callable[[Path], bool]
     open: Open
-    kind: str = "UnCLIP"  # of the pipelines in it
+    kind: Kind = "UnCLIP"  # of the pipelines in it
 
 
 FAMILIES = (
     Family("Karlo as diffusers stores it (model_index.json)", karlo_diffusers.recognise, karlo_diffusers.open_karlo),
     Family("Karlo's original files (prior-ckpt*.ckpt, ...)", karlo_original.recognise, karlo_original.open_karlo),
     Family("ADM's files (64x64_diffusion.pt, 64x64_classifier.pt, ...)", adm.recognise, adm.open_adm, "Cascade"),
+    Family("GLIDE's files (base.pt, upsample.pt, ..., with GPT-2's vocab.bpe)", glide.recognise, glide.open_glide, "Cascade"),
 )
 
 
@@ -58,7 +59,7 @@ def open_foreign(folder: Path, source: str, dtype: torch.dtype | None = None, va
     raise ValueError(f"{source} holds no pipeline: {INDEX} is missing{described}; other formats that can be read: {known}")
 
 
-def foreign_kind(folder: Path) -> str:
+def foreign_kind(folder: Path) -> Kind:
     """Which kind of pipeline a folder of another format holds; "UnCLIP" where the format is not known."""
     return next((family.kind for family in FAMILIES if family.recognise(folder)), "UnCLIP")
 

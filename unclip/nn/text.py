@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unclip.config import Config, Positions
 from unclip.types import Text
 
+from .byte_pairs import BytePairs, vocab_of
 from .transformer import Transformer, TransformerConfig
 
 
@@ -44,7 +45,8 @@ class Caption(TextConfig, frozen=True, kw_only=True):
     context: Positions = 256  # positions; longer captions are cut, their end token with the rest: give it what CLIP has
     transformer: TransformerConfig | None = None  # "tokens"
     states: Literal["projected", "direct"] = "projected"  # the UNet's attention reads a projection of the states, or themselves
-    tokenizer: Literal["given", "clip"] = "given"  # "tokens": as they come, or read from the captions with CLIP's vocabulary
+    # "tokens": as they come, or read from the captions with CLIP's vocabulary, or with GPT-2's, stored here (GLIDE).
+    tokenizer: Literal["given", "clip", "gpt2"] = "given"
     drop: float = 0.5  # probability in training
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class Caption(TextConfig, frozen=True, kw_only=True):
         if self.kind == "clip_states" and self.tokenizer != "given":
             raise ValueError(f"tokenizer is {self.tokenizer!r}, but CLIP's states come with the captions; leave it out")
         super().__post_init__()
+        if self.tokenizer == "gpt2" and self.vocab < vocab_of(1):
+            raise ValueError(f"vocab is {self.vocab}; byte pairs are 256 bytes, at least one merge, and one for padding")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"text.drop is a probability, not {self.drop}")
 
@@ -211,6 +215,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.reader = TextReader(config, fixed=True)
+        self.byte_pairs = BytePairs(config.vocab, config.context) if config.tokenizer == "gpt2" else None
         projected = config.states == "projected"
         if config.kind == "tokens":
             assert config.transformer is not None
@@ -229,6 +234,9 @@ class TextEncoder(nn.Module):
     def forward(
         self, text: Text | None, count: int, drop: Bool[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b l w"], Bool[Tensor, "b l"]]:
+        if self.byte_pairs is not None and text is not None:
+            tokens, mask = self.byte_pairs(text.strings)
+            text = text._replace(tokens=tokens, mask=mask)
         inputs = self.reader(text, count, self.to_emb.weight, drop)
         if self.config.kind == "tokens":
             states = self.encoder(inputs.raw, inputs.mask & ~inputs.null[:, None])  # (b, context, inner)
