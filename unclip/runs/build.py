@@ -18,6 +18,7 @@ from unclip.data.spec import DataSpec
 from unclip.progress import Bars
 from unclip.training.conditions import MADE_OF
 from unclip.training.task import Answers, Task, Widths
+from unclip.training.widen import widened
 
 from .components import load_clip, open_component
 from .embeddings import DataAnswers, check_embeddings
@@ -65,7 +66,8 @@ def build(
     if start is not None and model is not start:
         if type(start) is not type(model):
             raise ValueError(f"{training.start} is a {type(start).__name__}; a {type(model).__name__} is to be trained")
-        checkpoint.fill(model, start.state_dict(), source=str(training.start))
+        weights = widened(start.state_dict(), start.config, model.config)
+        checkpoint.fill(model, weights, source=str(training.start))
     task = make_task(kind, model, clip, training.task)
     for what in task.complete(answers, fresh=start is None):
         if start is not None:
