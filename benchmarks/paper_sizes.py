@@ -1,6 +1,6 @@
 """Parameters of every stage at the paper's size against the paper: `python -m benchmarks.paper_sizes`.
 
-The recipes of experiments/recipes/paper.py on the meta device: nothing is allocated or trained.
+The recipes of experiments/recipes/paper.py and glide.py on the meta device: nothing is allocated or trained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from decoder import Decoder
-from experiments.recipes import paper
+from experiments.recipes import glide, paper
 from prior import ARPrior, DiffusionPrior
 from unclip.clip.encoder import CLIP
 from upsamplers import Upsampler
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     paper: float | None  # what the paper prints, rounded by it to two digits at most
 
 
-# What unCLIP's Table 3 and, for the parts of its decoder, GLIDE 4 say.  CLIP's size is printed in neither.
+# What unCLIP's Table 3 and, for its decoder's parts and GLIDE's two models, GLIDE 4 say.  CLIP's size is printed in neither.
 TEXT = "network.conditions.text"
 PAPER: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     "clip": (lambda: CLIP(paper.clip().model), {"": None, "network.visual": None}),
@@ -40,6 +40,14 @@ PAPER: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     "ar_prior": (
         lambda: ARPrior(paper.ar_prior().model),
         {"": 1e9, "network.text_transformer": None, "network.transformer": None},
+    ),
+    "glide.base": (
+        lambda: Decoder(glide.base().model),
+        {"": 3.5e9, "network.unet": 2.3e9, f"{TEXT}.encoder.transformer": 1.2e9},
+    ),
+    "glide.upsampler": (
+        lambda: Upsampler(glide.upsampler().model),
+        {"": 1.5e9, "network.unet": None, f"{TEXT}.encoder.transformer": None},
     ),
 }
 

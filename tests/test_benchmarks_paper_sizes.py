@@ -85,6 +85,12 @@ def test_table_3_networks():
         ("decoder", "network.conditions.text.encoder.transformer", 1_208_602_624, 0.7),
         ("upsampler_256", "", 729_702_083, 4.2),
         ("upsampler_1024", "", 282_059_139, -6.0),
+        ("glide.base", "", 3_552_675_334, 1.5),
+        ("glide.base", "network.unet", 2_232_917_510, -2.9),
+        ("glide.base", "network.conditions.text.encoder.transformer", 1_208_602_624, 0.7),
+        ("glide.upsampler", "", 1_640_833_414, 9.4),  # with 24 layers of text, which the paper does not say
+        ("glide.upsampler", "network.unet", 1_283_139_462, None),
+        ("glide.upsampler", "network.conditions.text.encoder.transformer", 302_311_424, None),
     ],
 )
 def test_sizes(stage, part, ours, difference):
@@ -146,6 +152,24 @@ def test_sizes_by_arithmetic():
     assert sizes()["clip", "network.visual"].ours == image and sizes()["clip", ""].ours == image + captions + 1
 
 
+def test_glide():
+    """The two models as the paper and the code describe them."""
+    base, guided, upsampler = (find(f"glide.{name}") for name in ("base", "base_guided", "upsampler"))
+    assert (base.train.steps, base.train.batch) == (2_500_000, 2048)
+    assert (upsampler.train.steps, upsampler.train.batch) == (1_600_000, 512)
+    for recipe in (base, guided, upsampler):
+        assert Training.from_json(recipe.to_json()) == recipe
+        assert recipe.model.conditions.takes == ("text",) and recipe.model.conditions.text.states == "direct"
+    assert [base.model.conditions.text.drop, guided.model.conditions.text.drop] == [0.0, 0.2]
+    assert guided.start == "runs/glide.base/model" and guided.model.sampling.guidance == 3
+    for name, start in (("base_inpaint", "base_guided"), ("upsampler_inpaint", "upsampler")):
+        around = find(f"glide.{name}")
+        assert around.model.conditions.takes == ("text", "known") and around.start == f"runs/glide.{start}/model"
+    config = upsampler.model
+    assert (config.unet.channels, config.resize, config.low_res, config.noise_scale) == (384, "bilinear", "8bit", 0.997)
+    assert (config.variance, config.schedule.name, config.sampling.steps) == ("learned", "linear", "fast27")
+
+
 # Small enough to run
 
 CLIP_TINY = [
@@ -153,6 +177,10 @@ CLIP_TINY = [
     *(f"model.architecture.{x}" for x in ("vision.head_width=16", "text.width=16", "text.layers=1", "text.heads=2")),
 ]
 UNET_TINY = ["model.unet.channels=32", "model.unet.depth=1", "model.unet.multiple=[1,1]"]
+GLIDE_TINY = [
+    *UNET_TINY, "model.unet.attention=[1]", "model.unet.head_channels=16",
+    *(f"model.conditions.text.transformer.{x}" for x in ("width=16", "layers=1", "heads=2")),
+]  # fmt: skip
 TINY = {
     "clip": [*CLIP_TINY, "data.size=32"],
     "prior": [
@@ -171,6 +199,8 @@ TINY = {
     ],
     "upsampler_256": [*UNET_TINY, "data.size=32"],
     "upsampler_1024": [*UNET_TINY, "data.size=32"],
+    "glide.base": [*GLIDE_TINY, "model.image_size=8", "data.size=32"],
+    "glide.upsampler": [*GLIDE_TINY, "data.size=32"],
 }  # fmt: skip
 
 
@@ -192,12 +222,12 @@ def clip_folder(folder, tmp_path_factory):
     return run / "model"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "glide.base", "glide.upsampler"])
 def test_recipes_train(stage, folder, clip_folder):
     taught = [f"clip={clip_folder}"] if stage in ("prior", "ar_prior", "decoder") else []
     settings = [*TINY[stage], f"data.source={folder}", *taught]
     state = torch.random.get_rng_state()
-    task, data, *_ = build(find(f"paper.{stage}").override(*settings))
+    task, data, *_ = build(find(stage if "." in stage else f"paper.{stage}").override(*settings))
     assert torch.equal(torch.random.get_rng_state(), state) and len(data) == 3
     noise = Noise.of(0, range(3))
     losses = task(data.batch([0, 1, 2], noise), noise)
