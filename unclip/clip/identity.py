@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unclip.config import visible
 from unclip.types import ImageTextEncoder
 
 CAPTIONS = ("a red heart", "a woman with a dog in front of a house")
@@ -40,7 +41,7 @@ def same_identity(expected: Mapping[str, Any], actual: Mapping[str, Any], thresh
     for name in ("embed_dim", "image_size", "captions", "pictures"):
         for which, record in (("expected", expected), ("given", actual)):
             if name not in record:
-                raise ValueError(f"the {which} CLIP identity has no field {name!r}; it has {', '.join(record)}")
+                raise ValueError(f"the {which} CLIP identity has no field {name!r}; it has {visible(', '.join(record))}")
     blind = not (expected["image_size"] and actual["image_size"])
     for name in _FIELDS:
         if expected.get(name) != actual.get(name) and not (blind and name == "image_size"):
