@@ -201,7 +201,7 @@ def test_edits(pipe: UnCLIP, words: str, verb: str, settings: dict[str, Any]) ->
     given = ["x.png", "y.png"] if verb == "interpolate" else "x.png"
     made = getattr(pipe, verb)(given, **settings, size=16, **({"inversion": INVERSION} if inverts else {}))
     assert made.images.isfinite().all() and made.images.std() > 0.05
-    call(*words.split(), "-o", "sheet.png", "--model", "karlo", "--size", 16, *(ROUGH if inverts else ()))
+    call(*words.split(), "-o", "sheet.png", "--overwrite", "--model", "karlo", "--size", 16, *(ROUGH if inverts else ()))
     expected = made.pil()[0] if len(made) == 1 else made.sheet()
     assert pixels("sheet.png") == expected.tobytes() and metadata("sheet.png")["model"] == "karlo"
 
@@ -261,7 +261,7 @@ def test_either_half_says_what_it_cannot() -> None:
     assert "without an image tower" in fails("vary", "x.png", "-o", "no.png", "--model", "captions")
     call("generate", CAPTION, "-o", "half.png", "--model", "captions", "--size", 16, *FEW)
     assert "has no prior" in fails("generate", CAPTION, "-o", "no.png", "--model", "pictures")
-    call("vary", "x.png", "-o", "half.png", "--model", "pictures", "--size", 16, "--n", 1, *ROUGH)
+    call("vary", "x.png", "-o", "varied.png", "--model", "pictures", "--size", 16, "--n", 1, *ROUGH)
     assert not Path("no.png").exists()
     for stage in ("prior", "decoder"):
         call("config", stage, "pictures", "--clip", "captions", "--start", "captions", "-o", f"half-{stage}.json")

@@ -50,8 +50,9 @@ def test_no_tensor_is_kept(capfd: Any) -> None:
     for k in range(8):
         pipe.generate(["two dogs", "a red heart"], seed=k, size=16)
         pipe.vary(torch.zeros(1, 3, 16, 16), n=1, seed=k, size=16)
-        counts.append(tensors())
-    assert len({*counts[2:]}) == 1, counts
+        if k in (2, 7):  # looking through all objects takes seconds
+            counts.append(tensors())
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.slow
