@@ -259,7 +259,7 @@ def test_either_half_says_what_it_cannot() -> None:
     for half in ("captions", "pictures"):
         karlo.save_diffusers(Path(half), half)
     assert "without an image tower" in fails("vary", "x.png", "-o", "no.png", "--model", "captions")
-    call("generate", CAPTION, "-o", "half.png", "--model", "captions", "--size", 16, *FEW)
+    call("generate", CAPTION, "-o", "either.png", "--model", "captions", "--size", 16, *FEW)
     assert "has no prior" in fails("generate", CAPTION, "-o", "no.png", "--model", "pictures")
     call("vary", "x.png", "-o", "varied.png", "--model", "pictures", "--size", 16, "--n", 1, *ROUGH)
     assert not Path("no.png").exists()
