@@ -10,6 +10,7 @@ with the same settings.  Captions are read with CLIP's byte pairs, which come wi
 from __future__ import annotations
 
 from decoder import DecoderConfig
+from experiments.recipes.paper import GLIDE_UNET
 from unclip.conditions import Caption, Conditions, Known
 from unclip.data.open import DataConfig
 from unclip.diffusion.schedule import ScheduleConfig
@@ -32,14 +33,7 @@ def base() -> Training:
     return Training(
         model=DecoderConfig(
             image_size=64,
-            unet=UNetConfig(
-                channels=512,
-                depth=3,
-                multiple=(1, 2, 3, 4),
-                attention=(1, 2, 3),  # 32, 16 and 8 pixels
-                head_channels=64,
-                dropout=0.1,
-            ),
+            unet=GLIDE_UNET,
             # 32 heads: not given, as wide as everywhere.
             conditions=Conditions(text=_caption(TransformerConfig(width=2048, layers=24, heads=32), drop=0.0)),
             schedule=ScheduleConfig(name="cosine"),

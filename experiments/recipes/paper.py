@@ -29,6 +29,8 @@ CLIP_SIZE, EMBED = 256, 1024
 TEXT = TransformerConfig(width=2048, layers=24, heads=32)  # of the priors, and of the decoder's text encoder
 # Text context 256.  Token ids come from CLIP's tokenizer, which cuts captions at 77, so that the rest is always padding.
 CONTEXT = 256
+# GLIDE's, for 64 pixels, 2.3B; attention at 32, 16 and 8 of them.
+GLIDE_UNET = UNetConfig(channels=512, depth=3, multiple=(1, 2, 3, 4), attention=(1, 2, 3), head_channels=64, dropout=0.1)
 CLIP_RUN = "runs/paper.clip/model"  # the trained `clip`
 # About 650M pictures for CLIP, of which the 250M of DALL-E's set for all other stages.
 IMAGES = DataConfig(source="pictures", size=CLIP_SIZE)
@@ -107,14 +109,7 @@ def decoder() -> Training:
     return Training(
         model=DecoderConfig(
             image_size=64,
-            unet=UNetConfig(
-                channels=512,
-                depth=3,
-                multiple=(1, 2, 3, 4),
-                attention=(1, 2, 3),  # 32, 16 and 8 pixels
-                head_channels=64,
-                dropout=0.1,
-            ),
+            unet=GLIDE_UNET,
             conditions=Conditions(
                 # Section 2.1; 5.1 and Fig. 8 say that 5 % are dropped, perhaps those that keep the caption, 10 % x 50 %.
                 image_embed=ImageEmbedding(embed_dim=EMBED, scale="unit", tokens=4, drop=0.1),
