@@ -73,13 +73,7 @@ class EmojiData:
         """The samples `indices`; noise None = unmoved pictures."""
         images = None
         if self._pictures is not None:
-            # In numpy, which uses one thread: reading ahead must not wait for the cores that train.
-            pixels = self._pictures[[self._rows[i] for i in indices]].astype(np.float32)
-            pixels /= 127.5
-            pixels -= 1
-            images = torch.from_numpy(pixels)
-            if noise is not None and (self.shift or self.zoom):
-                images = move(images, noise, self.shift, self.zoom)
+            images = to_images(self._pictures[[self._rows[i] for i in indices]], noise, self.shift, self.zoom)
         captions = [self.captions[i] for i in indices]
         batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=captions)
         if self.embeddings is not None:
@@ -122,6 +116,16 @@ def shares(motifs: Sequence[str], balance: float) -> Float[np.ndarray, " n"]:
     drawn = np.array([counts[name] ** -balance for name in motifs])
     drawn.setflags(write=False)  # which `unclip.data.order.indices` takes as leave to look at them once
     return drawn
+
+
+def to_images(pixels: np.ndarray, noise: Noise | None, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:
+    """Pixels of 8 bits (b, 3, s, s) in [-1, 1], moved where there is noise; in numpy, which uses one thread: reading ahead
+    must not wait for the cores that train."""
+    values = pixels.astype(np.float32)
+    values /= 127.5
+    values -= 1
+    images = torch.from_numpy(values)
+    return images if noise is None or not (shift or zoom) else move(images, noise, shift, zoom)
 
 
 def move(images: Float[Tensor, "b 3 s s"], noise: Noise, shift: int, zoom: float) -> Float[Tensor, "b 3 s s"]:

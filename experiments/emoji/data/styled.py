@@ -11,12 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-import torch
-
 from experiments.emoji.data import drawings, motifs, packages, source, words
 from experiments.emoji.data.colours import colours
-from experiments.emoji.data.emoji_data import move, shares
+from experiments.emoji.data.emoji_data import shares, to_images
 from experiments.emoji.data.pictures import Pictures
 from experiments.emoji.data.sayings import Said, odds, sayings, tone_of
 from experiments.emoji.data.spoken import plain, untrained
@@ -76,13 +73,7 @@ class StyledEmoji:
         """The samples `indices`; noise None = unmoved pictures under their plain names."""
         images = None
         if self._pixels is not None:
-            # In numpy, which uses one thread: reading ahead must not wait for the cores that train.
-            pixels = self._pixels[[self._rows[i] for i in indices]].astype(np.float32)
-            pixels /= 127.5
-            pixels -= 1
-            images = torch.from_numpy(pixels)
-            if noise is not None and (self.shift or self.zoom):
-                images = move(images, noise, self.shift, self.zoom)
+            images = to_images(self._pixels[[self._rows[i] for i in indices]], noise, self.shift, self.zoom)
         batch = Batch(keys=[self.keys[i] for i in indices], images=images, captions=[self.captions[i] for i in indices])
         if self.embeddings is not None:
             batch = self.embeddings.join(batch)
