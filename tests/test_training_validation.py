@@ -227,14 +227,14 @@ class Counting(Task):
 
 def test_a_validation_reads_evenly_spaced_samples() -> None:
     data, task = Random(100), Counting()
-    examiner = Validation(task, data, CONFIG.replace(validation_samples=7, batch=5), Process())  # type: ignore[arg-type]
-    found = examiner(3)
+    validation = Validation(task, data, CONFIG.replace(validation_samples=7, batch=5), Process())  # type: ignore[arg-type]
+    found = validation(3)
     assert data.read == [0, 14, 28, 42, 57, 71, 85, 0] and task.sizes == [4, 4]
     assert found == {"mean": pytest.approx(sum(data.read[:7]) / 7, rel=1e-5), "nan": None, "inf": math.inf}
     assert task.rows["number"].tolist() == data.read[:7]
     assert task.rows["partner"].tolist() == [14, 0, 42, 28, 71, 57, 0]
     first = task.rows["noise"]
-    assert examiner(4) == found and torch.equal(task.rows["noise"], first)
+    assert validation(4) == found and torch.equal(task.rows["noise"], first)
     other = Validation(task, data, CONFIG.replace(validation_samples=7, seed=1), Process())  # type: ignore[arg-type]
     other(3)
     assert not torch.equal(task.rows["noise"], first)
@@ -242,7 +242,7 @@ def test_a_validation_reads_evenly_spaced_samples() -> None:
         Validation(task, Random(0), CONFIG, Process())  # type: ignore[arg-type]
     task.validate = lambda batch, noise: {"x": torch.zeros(1)}  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="Counting.validate gave 1 rows of 'x' for 4"):
-        examiner(5)
+        validation(5)
 
 
 @pytest.mark.parametrize("world", [2, 3])
